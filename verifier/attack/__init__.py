@@ -1,0 +1,1 @@
+"""Counterexamples: search, and the one gate that confirms them."""

@@ -1,0 +1,1 @@
+"""Branch and bound on reduced problems; knows no graph and no op."""

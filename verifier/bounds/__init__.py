@@ -1,0 +1,1 @@
+"""Bound engines on the graph: IBP, CROWN, alpha-CROWN."""

@@ -1,0 +1,1 @@
+"""The network as a frozen graph: read (ONNX or torch), simplified, executed."""

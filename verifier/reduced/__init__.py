@@ -1,0 +1,1 @@
+"""The reduced problem: the unstable core of a network over a box."""

@@ -1,0 +1,1 @@
+"""Properties: VNN-LIB files and robustness of images, as one Spec."""

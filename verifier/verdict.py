@@ -1,0 +1,52 @@
+"""Verdict: the answer, with its reason; Counterexample: a replayed witness."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+
+class Status(Enum):
+    VERIFIED = "verified"
+    FALSIFIED = "falsified"
+    UNKNOWN = "unknown"
+
+
+class Reason(Enum):
+    """Why a verdict is UNKNOWN; PROVED and REPLAYED for the other two."""
+
+    PROVED = "proved"
+    REPLAYED = "replayed"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    MEMORY = "out of memory"
+    UNCONFIRMED = "unconfirmed counterexample"
+    INCOMPLETE = "incomplete method exhausted"
+    NUMERICS = "numerical trouble"
+
+
+@dataclass(frozen=True, slots=True)
+class Counterexample:
+    """x in the exact input region with onnxruntime's y in an unsafe polytope. Made only by `attack/confirm.py`.
+
+    `x: (n_in,)` float32, `y: (n_out,)` float32, `margin` = min over rows of offset - (output @ y + input @ x), >= 0.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`lower_bound`: the proved lower bound of the worst open row (None where there is none, e.g. after a counterexample)."""
+
+    status: Status
+    reason: Reason
+    sentence: str
+    seconds: float = 0.0
+    domains: int = 0
+    engine: str = ""
+    lower_bound: float | None = None
+    counterexample: Counterexample | None = None
