@@ -1,0 +1,60 @@
+"""A complete verifier of neural networks: does a network keep a property on every input of a region?
+
+>>> import verifier
+>>> graph = verifier.load_onnx("examples/digits/digits.onnx")
+>>> x, label = verifier.load_images("examples/digits/images.npz")
+>>> spec = verifier.robustness(x[0], int(label[0]), eps=0.01, n_out=10, clip=(0.0, 1.0))
+>>> verifier.verify(graph, spec).status
+<Status.VERIFIED: 'verified'>
+
+A property may also come from a file, `verifier.load_vnnlib(path, n_in, n_out)`, and a network from a `torch.nn.Module`, `verifier.load_torch`.
+
+Letters used for shapes, always in this order: B problems (the batch, first), S specification rows, N open domains, D split depth;
+P problems of one size in the reduced form, U their unstable neurons, R the rows of a polytope.
+
+Names are imported when first used: `import verifier` alone loads neither torch nor any other large package.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AttackConfig": "verifier.config",
+    "BabConfig": "verifier.config",
+    "Box": "verifier.box",
+    "Config": "verifier.config",
+    "Counterexample": "verifier.verdict",
+    "Graph": "verifier.graph.ir",
+    "Reason": "verifier.verdict",
+    "Spec": "verifier.spec.spec",
+    "Status": "verifier.verdict",
+    "Verdict": "verifier.verdict",
+    "VerifierError": "verifier.errors",
+    "load_config": "verifier.config",
+    "load_images": "verifier.measure.certified",
+    "load_onnx": "verifier.graph.onnx_load",
+    "load_torch": "verifier.graph.torch_load",
+    "load_vnnlib": "verifier.spec.normal",
+    "robustness": "verifier.spec.robustness",
+    "verify": "verifier.solve",
+    "verify_many": "verifier.solve",
+}
+
+__all__ = sorted([*_HOME, "bounds"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "bounds":
+        return import_module("verifier.bounds")
+    if name not in _HOME:
+        raise AttributeError(f"module 'verifier' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
