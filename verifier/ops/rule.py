@@ -5,14 +5,17 @@ Values carry the batch in front: `(B, *node.shape)`. A rule is local mathematics
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
+
+from verifier.box import Box
 
 from verifier.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from verifier.box import Box
     from verifier.form import Relaxation
     from verifier.graph.ir import Node
 
@@ -26,19 +29,48 @@ class Rule:
 
 
 class AffineOp(Rule):
-    """f(x, ...) = L(x, ...) + shift, with L linear jointly in all inputs."""
+    """f(x, ...) = L(x, ...) + shift, with L linear jointly in all inputs.
+
+    `forward` is enough: the other methods follow from it. What overrides them is a faster way to the same values.
+    """
 
     def linear(self, node: Node, *inputs: Tensor) -> Tensor:
-        """L alone: what columns of an affine form are pushed through (any leading batch size)."""
-        raise NotImplementedError
+        """L x = f(x) - f(0): what columns of an affine form are pushed through (any leading batch size)."""
+        return self.forward(node, *inputs) - self.forward(node, *(torch.zeros_like(x[:1]) for x in inputs))
 
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         """L transposed: `coeff (R, *node.shape)` to one `(R, *input_shape)` for each input. By default the vector-Jacobian product of `linear`."""
-        raise NotImplementedError
+        zeros = tuple(coeff.new_zeros(coeff.shape[0], *shape) for shape in input_shapes)
+        return torch.func.vjp(lambda *inputs: self.linear(node, *inputs), *zeros)[1](coeff)
 
     def interval(self, node: Node, *boxes: Box) -> Box:
-        """Interval image, `Box` of `(B, *node.shape)`. Sound: exact for each output alone."""
-        raise NotImplementedError
+        """f(m) -+ |L| r with m, r the centres and radii: the interval image, `Box` of `(B, *node.shape)`.
+
+        By default |L| is read off unit columns pushed through `linear`, one input coordinate a column: right for every rule, slow for large ones.
+
+        Sound: exact for each output alone, in real arithmetic.
+        """
+        center = self.forward(node, *(box.center for box in boxes))
+        radius = torch.zeros_like(center)
+        for position, box in enumerate(boxes):
+            size = box.lower[0].numel()
+            unit = torch.eye(size, dtype=center.dtype, device=center.device).reshape(size, *box.lower.shape[1:])
+            columns = [unit if k == position else unit.new_zeros(size, *other.lower.shape[1:]) for k, other in enumerate(boxes)]
+            magnitude = self.linear(node, *columns).abs().reshape(size, -1)
+            radius = radius + (box.radius.reshape(-1, size) @ magnitude).reshape(center.shape)
+        return Box(center - radius, center + radius)
+
+
+class SignedAffineOp(AffineOp):
+    """An affine operation whose |L| is the same operation with the constants named in `signed` replaced by their absolute values."""
+
+    signed: ClassVar[tuple[str, ...]] = ()
+
+    def interval(self, node: Node, *boxes: Box) -> Box:
+        absolute = replace(node, constants={k: v.abs() if k in self.signed else v for k, v in node.constants.items()})
+        center = self.forward(node, *(box.center for box in boxes))
+        radius = self.linear(absolute, *(box.radius for box in boxes))
+        return Box(center - radius, center + radius)
 
 
 class ElementwiseOp(Rule):
@@ -85,6 +117,14 @@ def rule_for(node: Node) -> Rule:
         raise UnsupportedError(
             f"Node {node.name!r} has operation {node.op!r}, which no rule covers: add a class with @register({node.op!r}) in verifier/ops."
         ) from None
+
+
+def elementwise_of_kind(kind: str) -> ElementwiseOp:
+    """The rule whose neurons have this `kind`."""
+    for candidate in _RULES.values():
+        if isinstance(candidate, ElementwiseOp) and candidate.kind == kind:
+            return candidate
+    raise UnsupportedError(f"No operation has neurons of kind {kind!r}: give the rule in verifier/ops that kind.")
 
 
 def registered_ops() -> tuple[str, ...]:

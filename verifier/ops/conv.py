@@ -1,0 +1,93 @@
+"""Convolutions in one to three spatial dimensions, and their transposes.
+
+ONNX pads need not be symmetric. Where they are, torch pads inside the convolution; where they are not, the value is padded (or cropped)
+outside. The transpose of a convolution with pads (p, q) is the full transposed convolution with p cropped in front; the tail that no window
+reached is filled with zeros.
+"""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifier.graph.ir import Node
+from verifier.ops.rule import SignedAffineOp, register
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def spatial_attributes(node: Node) -> tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Number of spatial axes, strides, dilations, pads in front, pads behind (absent attributes are ONNX's defaults)."""
+    rank = len(node.shape) - 2
+    strides = tuple(node.attributes.get("strides") or (1,) * rank)
+    dilations = tuple(node.attributes.get("dilations") or (1,) * rank)
+    pads = tuple(node.attributes.get("pads") or (0,) * (2 * rank))
+    return rank, strides, dilations, pads[:rank], pads[rank:]
+
+
+def pad_spatial(value: Tensor, before: tuple[int, ...], after: tuple[int, ...], fill: float = 0.0) -> Tensor:
+    """Pads the last axes by `before` and `after` (negative: crops); the value itself where nothing is to be done."""
+    if not any(before) and not any(after):
+        return value
+    order = [amount for pair in reversed(list(zip(before, after, strict=True))) for amount in pair]
+    return F.pad(value, order, value=fill)
+
+
+def convolve(value: Tensor, node: Node, bias: Tensor | None) -> Tensor:
+    """Convolution of `(N, C, *spatial)` as node.attributes say; `(N, C_out, *node.shape[2:])`."""
+    rank, strides, dilations, before, after = spatial_attributes(node)
+    if before != after:
+        value, before = pad_spatial(value, before, after), (0,) * rank
+    return _CONV[rank](value, node.constants["weight"], bias, strides, before, dilations, node.attributes.get("group", 1))
+
+
+def transpose_convolve(coeff: Tensor, node: Node, spatial: tuple[int, ...]) -> Tensor:
+    """The adjoint of `convolve`: `(N, C_out, *out)` to `(N, C, *spatial)`, dilations and strides as in the node's attributes."""
+    rank, strides, dilations, before, _ = spatial_attributes(node)
+    weight, group = node.constants["weight"], node.attributes.get("group", 1)
+    reach = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(coeff.shape[2:], strides, weight.shape[2:], dilations, strict=True)]
+    missing = tuple(n + 2 * p - r for n, p, r in zip(spatial, before, reach, strict=True))
+    if all(0 <= m < max(s, d) for m, s, d in zip(missing, strides, dilations, strict=True)):
+        return _CONV_TRANSPOSE[rank](coeff, weight, None, strides, before, missing, group, dilations)
+    full = _CONV_TRANSPOSE[rank](coeff, weight, None, strides, 0, 0, group, dilations)
+    return pad_spatial(full, tuple(-p for p in before), tuple(n + p - r for n, p, r in zip(spatial, before, reach, strict=True)))
+
+
+@register("Conv")
+class Conv(SignedAffineOp):
+    """Cross-correlation of (1, C, *spatial) with weight (C_out, C / group, *kernel), plus bias (C_out,)."""
+
+    signed = ("weight",)
+
+    def forward(self, node: Node, *inputs: Tensor) -> Tensor:
+        batch = inputs[0].shape[0]
+        return convolve(inputs[0].flatten(0, 1), node, node.constants.get("bias")).reshape(batch, *node.shape)
+
+    def linear(self, node: Node, *inputs: Tensor) -> Tensor:
+        batch = inputs[0].shape[0]
+        return convolve(inputs[0].flatten(0, 1), node, None).reshape(batch, *node.shape)
+
+    def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        shape = input_shapes[0]
+        return (transpose_convolve(coeff.flatten(0, 1), node, shape[2:]).reshape(coeff.shape[0], *shape),)
+
+
+@register("ConvTranspose")
+class ConvTranspose(SignedAffineOp):
+    """Transposed convolution of (1, C, *spatial) with weight (C, C_out / group, *kernel), plus bias (C_out,)."""
+
+    signed = ("weight",)
+
+    def forward(self, node: Node, *inputs: Tensor) -> Tensor:
+        value, bias = self.linear(node, *inputs), node.constants.get("bias")
+        return value if bias is None else value + bias.reshape(-1, *(1,) * (len(node.shape) - 2))
+
+    def linear(self, node: Node, *inputs: Tensor) -> Tensor:
+        value = transpose_convolve(inputs[0].flatten(0, 1), node, node.shape[2:])
+        return value.reshape(inputs[0].shape[0], *node.shape)
+
+    def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        shape = input_shapes[0]
+        value = convolve(coeff.flatten(0, 1), node, None)
+        inner = tuple(slice(0, size) for size in shape[2:])
+        return (value[(slice(None), slice(None), *inner)].reshape(coeff.shape[0], *shape),)
