@@ -1,7 +1,13 @@
 """Every setting of a verification run, as frozen values passed as arguments; `load_config` reads them from TOML."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from verifier.errors import VerifierError
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,6 +16,9 @@ class AttackConfig:
 
     restarts: int = 30
     steps: int = 60
+
+    def __post_init__(self) -> None:
+        _at_least(self, restarts=1, steps=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +29,9 @@ class BabConfig:
     steps: int = 8
     candidates: int = 3
     max_domains: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _at_least(self, batch=1, steps=0, candidates=1, max_domains=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +44,64 @@ class Config:
     seed: int = 0
     attack: AttackConfig | None = field(default_factory=AttackConfig)
     bab: BabConfig = field(default_factory=BabConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, memory_bytes=2**20, seed=0)
+        if not 0 < self.timeout_s < math.inf:
+            raise VerifierError(f"timeout_s is {self.timeout_s}: give a positive number of seconds.")
+
+
+def load_config(path: str | Path) -> Config:
+    """The settings of a TOML file; what the file leaves out keeps its default, and `attack = false` switches the attack off.
+
+    Raises:
+        VerifierError: the file cannot be read, a key is unknown (the nearest valid one is named), or a value has the wrong type or range.
+    """
+    tables = _read_toml(path)
+    if tables.get("attack") is False:
+        tables["attack"] = None
+    _refuse_unknown_keys(tables, Config, "", path)
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    try:  # through JSON, the only form in which pydantic is strict about values and still builds dataclasses
+        return TypeAdapter(Config).validate_json(json.dumps(tables, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise VerifierError(f"{path}: key {key!r} has the value {first['input']!r}: {first['msg']}.") from None
+    except VerifierError as error:
+        raise VerifierError(f"{path}: {error}") from None
+
+
+def _at_least(config: Any, **smallest: int) -> None:
+    for name, value in smallest.items():
+        if getattr(config, name) < value:
+            raise VerifierError(f"{name} is {getattr(config, name)}: give at least {value}.")
+
+
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VerifierError(f"Cannot read the configuration {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise VerifierError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _refuse_unknown_keys(table: dict[str, Any], kind: type, prefix: str, path: str | Path) -> None:
+    """Every key of the table is a field of the dataclass `kind`, tables inside it likewise."""
+    known = {f.name: f for f in fields(kind)}
+    for key, value in table.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"valid keys are {', '.join(known)}."
+            raise VerifierError(f"{path}: key {prefix + key!r} is not a setting: {hint}")
+        nested = known[key].default_factory
+        if isinstance(value, dict) and is_dataclass(nested):
+            _refuse_unknown_keys(value, nested, f"{prefix}{key}.", path)
