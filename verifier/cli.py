@@ -1,0 +1,190 @@
+"""The command `verifier`: reads files and options, asks the solver, writes the verdict.
+
+Exit code 0 after any verdict, 2 after bad input with one sentence on stderr.
+"""
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from verifier.config import Config, load_config
+from verifier.console import Answer, ProgressLine, as_json, finite, tell, watch, word
+from verifier.errors import OutOfMemory, VerifierError
+from verifier.options import BoundsOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
+from verifier.verdict import Reason
+
+if TYPE_CHECKING:
+    from verifier.graph.ir import Graph
+    from verifier.verdict import Verdict
+
+UsageError = typer.BadParameter.__base__  # the class of typer's complaints about options; newer releases do not export it
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.callback()
+def about() -> None:
+    """Prove that a neural network keeps a property on every input of a region, or find an input where it does not."""
+
+
+@app.command(epilog="Example: verifier verify net.onnx prop.vnnlib.gz --timeout 60 --results-file out.txt")
+@takes(VerifyOptions)
+def verify(options: VerifyOptions) -> None:
+    """Decide a property: `unsat` (it holds, proved), `sat` (it fails; the input where it does follows), `unknown` or `timeout`.
+
+    The first line of stdout is the verdict, sentences go to stderr. The exit code is 0 for every verdict and 2 for bad input.
+    """
+    line = ProgressLine(options.verbose)
+    config = _settings(options)
+    answer = Answer(options.json, options.results_file, line)
+    watchdog = watch(answer, config.timeout_s)
+    try:
+        answer.give(_decide(options, config, line))
+    finally:
+        watchdog.cancel()
+
+
+def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdict:
+    """The solver's verdict, or UNKNOWN with what was reached where it was interrupted or ran out of memory."""
+    from verifier.graph.onnx_load import load_onnx
+    from verifier.spec.normal import load_vnnlib
+
+    try:
+        graph = load_onnx(options.model)
+        spec = load_vnnlib(options.property, _size(graph.input_shape), _size(graph.output_shape))
+        if spec.note:
+            tell(spec.note)
+        from verifier import solve
+
+        elapsed = time.monotonic() - line.started
+        left = max(config.timeout_s - elapsed, min(config.timeout_s, 0.5))  # the user's clock started with the command, not with the solver
+        return replace(solve.verify(graph, spec, replace(config, timeout_s=left), line), seconds=time.monotonic() - line.started)
+    except KeyboardInterrupt:
+        return line.undecided(Reason.INTERRUPTED, "Interrupted.")
+    except OutOfMemory as error:
+        return line.undecided(Reason.MEMORY, str(error))
+    except MemoryError:
+        return line.undecided(Reason.MEMORY, "This machine has no memory left.")
+
+
+@app.command(epilog="Example: verifier robustness net.onnx test.npz --eps 2/255 --mean 0.49,0.48,0.45 --std 0.25,0.24,0.26 --index 0:100")
+@takes(RobustnessOptions)
+def robustness(options: RobustnessOptions) -> None:
+    """Certify images: for each, does the network keep its label on every input within EPS? One row an image, then a summary.
+
+    IMAGES.npz holds arrays x (N, ...) and y (N,) (also called images and labels, X and Y, or unnamed). The time-out is for each image.
+    """
+    from verifier.measure.certified import Summary, certify, load_images, perturbation, select
+
+    line = ProgressLine(options.verbose)
+    config = _settings(options)
+    images, labels = load_images(options.images)
+    chosen = select(options.index, len(images))
+    around = perturbation(options.eps, options.norm.value, (options.mean, options.std), options.clip, images)
+    graph = _load(options.model)
+    rows = []
+    if not options.json:
+        print(f"{'index':>6} {'label':>6} {'predicted':>9} {'verdict':>8} {'seconds':>8} {'domains':>8}")
+    try:
+        for row in certify(graph, images[chosen], labels[chosen], around, config, line):
+            row = replace(row, index=chosen[row.index])
+            rows.append(row)
+            line.clear()
+            if not options.json:
+                seconds, domains = row.verdict.seconds, row.verdict.domains
+                print(f"{row.index:6d} {row.label:6d} {row.predicted:9d} {word(row.verdict):>8} {seconds:8.2f} {domains:8d}", flush=True)
+    except KeyboardInterrupt:
+        tell("Interrupted: the summary counts the images above.")
+    line.clear()
+    summary = Summary.of(rows)
+    if not options.json:
+        print(f"\n{summary.sentence()}")
+        return
+    keep = ("verdict", "reason", "seconds", "domains", "lower_bound")
+    shown = [
+        {"index": r.index, "label": r.label, "predicted": r.predicted, **{k: v for k, v in as_json(r.verdict).items() if k in keep}} for r in rows
+    ]
+    print(json.dumps({"images": shown, "summary": summary.as_dict()}))
+
+
+@app.command(epilog="Example: verifier bounds net.onnx prop.vnnlib --engine alpha-crown --json")
+@takes(BoundsOptions)
+def bounds(options: BoundsOptions) -> None:
+    """Bound every output over the property's input region, and count unstable, active and inactive ReLUs in each layer."""
+    from verifier.spec.normal import load_vnnlib
+
+    graph = _load(options.model)
+    spec = load_vnnlib(options.property, _size(graph.input_shape), _size(graph.output_shape))
+    import verifier.bounds
+
+    found = verifier.bounds(graph, spec, options.engine.value)
+    if options.json:
+        layers = [
+            {"name": x.name, "neurons": x.neurons, "unstable": x.unstable, "active": x.active, "inactive": x.inactive} for x in found.layers
+        ]
+        print(json.dumps({"lower": [finite(v) for v in found.lower], "upper": [finite(v) for v in found.upper], "layers": layers}))
+        return
+    print(f"{'output':>8} {'lower':>14} {'upper':>14}")
+    for i, (lower, upper) in enumerate(zip(found.lower, found.upper)):
+        print(f"{f'Y_{i}':>8} {lower:14.6g} {upper:14.6g}")
+    print(f"\n{'neurons':>8} {'unstable':>8} {'active':>8} {'inactive':>8}  layer")
+    for layer in found.layers:
+        print(f"{layer.neurons:8d} {layer.unstable:8d} {layer.active:8d} {layer.inactive:8d}  {layer.name}")
+
+
+@app.command(epilog="Example: verifier info net.onnx.gz")
+@takes(InfoOptions)
+def info(options: InfoOptions) -> None:
+    """Show a network as a table: operations, shapes, parameters, zero weights and activations; unsupported nodes are named."""
+    from verifier.graph.describe import describe
+
+    print(describe(_load(options.model)))
+
+
+def _load(path: object) -> Graph:
+    from verifier.graph.onnx_load import load_onnx
+
+    return load_onnx(path)
+
+
+def _settings(options: RunOptions) -> Config:
+    """The configuration file's settings, or the defaults, with the command's options over them."""
+    config = Config() if options.config is None else load_config(options.config)
+    if options.timeout is not None:
+        config = replace(config, timeout_s=options.timeout)
+    if options.device is not None:
+        config = replace(config, device=options.device)
+    return replace(config, attack=None) if options.no_attack else config
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of the command line `verifier *arguments`."""
+    try:
+        return int(app(arguments or ["--help"], prog_name="verifier", standalone_mode=False) or 0)
+    except UsageError as error:
+        tell(f"verifier: {error.format_message().rstrip('.')}: see verifier --help.")
+    except VerifierError as error:
+        tell(f"verifier: {error}")
+    except (KeyboardInterrupt, typer.Abort):
+        tell("verifier: interrupted.")
+        return 130
+    return 2
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

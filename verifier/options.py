@@ -1,0 +1,112 @@
+"""The arguments and options of each command, as frozen dataclasses: a field is an argument or an option, its annotation says which.
+
+`takes(Options)` turns a function of one such value into a command that typer understands.
+"""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+class Engine(str, Enum):
+    """Bound engines by their command-line names, cheapest first."""
+
+    IBP = "ibp"
+    CROWN = "crown"
+    ALPHA_CROWN = "alpha-crown"
+
+
+class Norm(str, Enum):
+    """Norms of a perturbation."""
+
+    LINF = "linf"
+    L2 = "l2"
+    L1 = "l1"
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", exists=True, dir_okay=False, help="The network; .gz is read as it is.")]
+Property = Annotated[
+    Path, typer.Argument(metavar="PROPERTY.vnnlib", exists=True, dir_okay=False, help="The property in VNN-LIB 1.0; .gz is read as it is.")
+]
+Images = Annotated[
+    Path, typer.Argument(metavar="IMAGES.npz", exists=True, dir_okay=False, help="Arrays x (N, ...) and y (N,); 8-bit images are divided by 255.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every command that runs the solver takes. None means: as in the configuration file, or its default."""
+
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds until the answer is `timeout` (default 120).")] = None
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute (default auto).")] = None
+    config: Annotated[Path | None, typer.Option(metavar="F.toml", exists=True, dir_okay=False, help="Settings; options win over it.")] = None
+    no_attack: Annotated[bool, typer.Option("--no-attack", help="Do not search for counterexamples by gradient first.")] = False
+    json: Json = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every step on stderr.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(RunOptions):
+    model: Model
+    property: Property
+    results_file: Annotated[
+        Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessOptions(RunOptions):
+    model: Model
+    images: Images
+    eps: Annotated[str, typer.Option(metavar="EPS", help="Radius in the images' own units: 0.1 or 2/255.")]
+    norm: Annotated[Norm, typer.Option(help="Norm of the perturbation.")] = Norm.LINF
+    mean: Annotated[str | None, typer.Option(metavar="M[,M...]", help="Subtracted before the network, one or one a channel.")] = None
+    std: Annotated[str | None, typer.Option(metavar="S[,S...]", help="Divided by before the network, one or one a channel.")] = None
+    clip: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Range of valid pixels (default 0 1 when all images lie in it, else none)."),
+    ] = None
+    index: Annotated[str | None, typer.Option(metavar="A:B", help="Which images: 0:100, 7, or 1,5,9 (default all).")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundsOptions:
+    model: Model
+    property: Property
+    engine: Annotated[Engine, typer.Option(help="How to bound, from fast to tight.")] = Engine.CROWN
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    model: Model
+    json: Json = False
+
+
+def takes(options: type) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
+    """Decorator: `command(options(**fields))` as a function with one keyword parameter for each field of `options`."""
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=inspect.Parameter.empty if f.default is MISSING else f.default, annotation=hints[f.name]
+        )
+        for f in fields(options)
+    ]
+
+    def decorate(command: Callable[[Any], None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            command(options(**given))
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = hints
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
