@@ -1,0 +1,55 @@
+"""Domains: subsets of a problem's region given by splits, as a struct of arrays; a million of them must fit in memory."""
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DomainBatch:
+    """N domains of one problem, all tensors with N in front.
+
+    `row (N,)` the specification row that is bounded, `lower (N,)` its bound, `depth (N,)`, `split (N, U)` int8 signs, `alpha, beta (N, U)` the
+    multipliers that warm-start the children (alpha in 255ths, beta in half precision: any value is sound), and the intervals `cut_lower,
+    cut_upper (N, U)` for problems with neurons that are not ReLUs (None otherwise).
+    """
+
+    row: Tensor
+    lower: Tensor
+    depth: Tensor
+    split: Tensor
+    alpha: Tensor
+    beta: Tensor
+    cut_lower: Tensor | None = None
+    cut_upper: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def take(self, index: Tensor) -> DomainBatch:
+        return DomainBatch(*(None if t is None else t[index] for t in self.arrays()))
+
+    def arrays(self) -> tuple[Tensor | None, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.arrays() if t is not None)
+
+
+def pack_alpha(alpha: Tensor) -> Tensor:
+    """[0, 1] to 255ths."""
+    return (alpha * 255).round().to(torch.uint8)
+
+
+def unpack_alpha(alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    return alpha.to(dtype) / 255
+
+
+BETA_LIMIT = 6e4
+"""Largest multiplier kept between rounds: half precision ends at 65504; a smaller beta is as sound as a larger one."""
+
+
+def pack_beta(beta: Tensor) -> Tensor:
+    return beta.clamp(max=BETA_LIMIT).half()

@@ -1,0 +1,303 @@
+"""Graph x input region -> ReducedProblem, forwards, layer by layer.
+
+Every value is carried as explicit columns `(1 + n + U, *shape)`: the constant, the free inputs, the unstable neurons met so far. Columns are pushed
+through an affine operation like a batch of images; at an activation the rows are read, bounded (an interval over the columns first, a backward
+pass over the blocks so far for what that leaves unstable), active neurons keep their columns, inactive ones lose them, and every unstable one
+gets a unit column. This is CROWN with every intermediate layer bounded, and no operation needs a backward rule.
+
+Everything piecewise linear becomes ReLUs: max(a, b) = a + relu(b - a), a clip is two ReLUs, a leaky one a ReLU and a multiple of its input;
+a product x y = ((x s + y/s)^2 - (x s - y/s)^2)/4, with s^2 = width(y)/width(x), two squares.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import verifier.ops  # noqa: F401  (registers the rules)
+from verifier.errors import OutOfMemory, UnsupportedError
+from verifier.graph.ir import Graph, Node
+from verifier.ops.rule import AffineOp, rule_for
+from verifier.reduced.bound import Rows, backward
+from verifier.reduced.eliminate import eliminate
+from verifier.reduced.planes import Domains, planes_at, relu_planes, start_alpha
+from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, stack
+from verifier.spec.spec import Case
+
+ROUNDING = 1e-6
+"""Relative size of the float32 rounding of a row: 16 units of roundoff of the sum of its absolute terms. Bounds are widened by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildConfig:
+    """`memory_bytes` bounds the columns of one value and the rows of one backward pass."""
+
+    memory_bytes: int = 4 * 2**30
+
+
+def input_map(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[InputMap, ScaledBall | None]:
+    """The region as center + radius * x. An interval of less than two units of roundoff is the nearest representable point.
+
+    Sound: the radius is rounded up so that center - radius <= lower and upper <= center + radius.
+    """
+    number = np.float64 if dtype == torch.float64 else np.float32
+    center = ((case.lower + case.upper) / 2).astype(number)
+    wide = (case.upper - case.lower) > 2 * np.finfo(number).eps * np.maximum(np.abs(case.lower), np.abs(case.upper))
+    exact = center.astype(np.float64)
+    radius = np.nextafter(np.maximum(case.upper - exact, exact - case.lower).astype(number), number(np.inf))
+    free = np.nonzero(wide)[0]
+    tensor = lambda value: torch.as_tensor(value, device=device)  # noqa: E731
+    inputs = InputMap(tensor(center), tensor(radius[free]), tensor(free))
+    if case.ball is None:
+        return inputs, None
+    at = tensor(((case.ball.center[free] - exact[free]) / radius[free]).astype(number))
+    return inputs, ScaledBall(at, inputs.radius, case.ball.radius * (1 + ROUNDING), case.ball.norm)
+
+
+class _Builder:
+    """The reduced problem as far as it is built; grows by a block at each activation."""
+
+    def __init__(self, inputs: InputMap, ball: ScaledBall | None, config: BuildConfig) -> None:
+        self.config = config
+        n, like = len(inputs.free), inputs.radius
+        none = like.new_zeros(0)
+        self.problem = ReducedProblem(
+            A=like.new_zeros(0, n), W=like.new_zeros(0, 0), b=none, A_o=like.new_zeros(0, n), W_o=like.new_zeros(0, 0), b_o=none,
+            lower=none, upper=none, blocks=(), polytope=none.long(), slack=none, neuron=like.new_zeros(0, 2).long(),
+            split=none.to(torch.int8), inputs=inputs, ball=ball,
+        )
+        self.kinds: list[str] = []
+        self.sizes: list[int] = []
+
+    def columns(self, value: Tensor) -> Tensor:
+        """`value` with a zero column for every neuron met since it was computed."""
+        missing = 1 + self.problem.n + self.problem.unstable - len(value)
+        return value if missing == 0 else torch.cat([value, value.new_zeros(missing, *value.shape[1:])])
+
+    def room(self, shape: tuple[int, ...]) -> None:
+        size = 4 * (1 + self.problem.n + self.problem.unstable) * int(np.prod(shape))
+        if size > self.config.memory_bytes:
+            raise OutOfMemory(f"The columns of a value of shape {shape} take {size / 2**30:.1f} GiB, the budget is {self.config.memory_bytes / 2**30:.1f}.")
+
+    def bounds(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds `(M,)` of the rows whose columns are `flat (1 + n + U, M)`: interval, then backward where that leaves the sign open."""
+        problem, n = self.problem, self.problem.n
+        center, reach = flat[0].clone(), torch.linalg.vector_norm(flat[1:1 + n], ord=1, dim=0)
+        if problem.unstable:
+            low, high = self.activation_range()
+            mid, half = (low + high) / 2, (high - low) / 2
+            neurons = flat[1 + n:]
+            center += mid @ neurons
+            for chunk in torch.arange(flat.shape[1], device=flat.device).split(max(1, 2**24 // max(1, len(neurons)))):
+                reach[chunk] += half @ neurons[:, chunk[0]:chunk[-1] + 1].abs()
+        room = ROUNDING * (flat[0].abs() + center.abs() + reach)
+        lower, upper = center - reach - room, center + reach + room
+        open_rows = ((lower < 0) & (upper > 0)).nonzero().squeeze(-1)
+        if problem.unstable and len(open_rows):
+            self._backward(flat, open_rows, lower, upper, room)
+        return lower, torch.maximum(lower, upper)
+
+    def activation_range(self) -> tuple[Tensor, Tensor]:
+        low, high = self.problem.lower.clone(), self.problem.upper.clone()
+        for block in self.problem.blocks:
+            at = slice(block.start, block.end)
+            if block.kind == "square":
+                ends = torch.stack([low[at].square(), high[at].square()])
+                inside = (low[at] < 0) & (high[at] > 0)
+                low[at], high[at] = torch.where(inside, 0.0, ends.amin(0)), ends.amax(0)
+            else:
+                low[at], high[at] = activation(block.kind, low[at]), activation(block.kind, high[at])
+        return low, high
+
+    def _backward(self, flat: Tensor, open_rows: Tensor, lower: Tensor, upper: Tensor, room: Tensor) -> None:
+        """Improves `lower` and `upper` in place at `open_rows`; upper bounds only where the lower one leaves the sign open."""
+        problem, n = self.problem, self.problem.n
+        single = stack([problem])
+        alpha = start_alpha(single).unsqueeze(1)
+        size = max(1, min(4096, self.config.memory_bytes // (32 * (problem.unstable + n + 1))))
+
+        def bound(rows: Tensor, sign: float) -> Tensor:
+            picked = flat[:, rows].T * sign
+            k = len(rows)
+            domains = Domains(
+                alpha.new_zeros(1, 1, 1).expand(1, k, problem.unstable), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper))
+            )
+            planes = planes_at(single, domains, relu_planes(single, domains.split[:, :1]), alpha)
+            found = backward(single, Rows(picked[None, :, 1 + n:], picked[None, :, 1:1 + n], picked[None, :, 0]), domains, planes, None)
+            return found.lower[0] - room[rows]
+
+        for chunk in open_rows.split(size):
+            lower[chunk] = torch.maximum(lower[chunk], bound(chunk, 1.0))
+            still = chunk[lower[chunk] < 0]
+            if len(still):
+                upper[still] = torch.minimum(upper[still], -bound(still, -1.0))
+
+    def activate(self, value: Tensor, kind: str, node_index: int) -> Tensor:
+        """Columns of s(value): substitutes stable neurons, appends the others as a block."""
+        value = self.columns(value)
+        flat, n = value.flatten(1), self.problem.n
+        lower, upper = self.bounds(flat)
+        if kind == RELU:
+            open_rows, keep = (lower < 0) & (upper > 0), lower >= 0
+        else:
+            open_rows, keep = upper - lower > 8 * ROUNDING * torch.maximum(lower.abs(), upper.abs()), torch.zeros_like(lower, dtype=torch.bool)
+        index = open_rows.nonzero().squeeze(-1)
+        count = len(index)
+        self.room((len(lower),))
+        result = flat.new_zeros(len(flat) + count, flat.shape[1])
+        torch.mul(flat, keep, out=result[:len(flat)])
+        if kind != RELU:
+            result[0] = torch.where(open_rows, 0.0, activation(kind, (lower + upper) / 2))
+        result[torch.arange(len(flat), len(flat) + count, device=flat.device), index] = 1
+        if count:
+            self._append(flat[:, index].T, lower[index], upper[index], kind, torch.stack([torch.full_like(index, node_index), index], 1))
+        return result.view(-1, *value.shape[1:])
+
+    def _append(self, rows: Tensor, lower: Tensor, upper: Tensor, kind: str, neuron: Tensor) -> None:
+        p, n, count = self.problem, self.problem.n, len(rows)
+        W = p.W.new_zeros(p.unstable + count, p.unstable + count)
+        W[:p.unstable, :p.unstable], W[p.unstable:, :p.unstable] = p.W, rows[:, 1 + n:]
+        self.sizes.append(count)
+        self.kinds.append(kind)
+        self.problem = replace(
+            p, A=torch.cat([p.A, rows[:, 1:1 + n]]), W=W, b=torch.cat([p.b, rows[:, 0]]), lower=torch.cat([p.lower, lower]),
+            upper=torch.cat([p.upper, upper]), neuron=torch.cat([p.neuron, neuron]), blocks=blocks_of(self.sizes, self.kinds, W),
+            split=torch.cat([p.split, p.split.new_zeros(count)]),
+        )
+
+    def finish(self, value: Tensor, source: Tensor, case: Case) -> ReducedProblem:
+        """Adds the specification rows output @ y + input @ x - offset of every polytope."""
+        flat, first, n, p = self.columns(value).flatten(1), self.columns(source).flatten(1), self.problem.n, self.problem
+        to = lambda array: torch.as_tensor(array, dtype=flat.dtype, device=flat.device)  # noqa: E731
+        parts = []
+        for polytope in case.polytopes:
+            rows = to(polytope.output) @ flat.T
+            if polytope.input is not None:
+                rows = rows + to(polytope.input) @ first.T
+            rows[:, 0] -= to(polytope.offset)
+            parts.append(rows)
+        rows = torch.cat(parts)
+        polytope = torch.cat([torch.full((len(part),), k, device=flat.device) for k, part in enumerate(parts)])
+        low, high = self.activation_range()
+        magnitude = rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ torch.maximum(low.abs(), high.abs())
+        return replace(p, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope, slack=ROUNDING * magnitude)
+
+
+def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> ReducedProblem:
+    """The reduced problem of a graph (constants are tensors of one device and floating type) over a case's region.
+
+    Raises:
+        UnsupportedError: an operation that is neither affine nor reducible to the kinds of neurons.
+        OutOfMemory: the columns of one value exceed the budget.
+    """
+    like = next(t for node in graph.nodes for t in node.constants.values() if t.is_floating_point())
+    inputs, ball = input_map(case, like.device, like.dtype)
+    builder = _Builder(inputs, ball, config)
+    start = like.new_zeros(1 + len(inputs.free), len(inputs.center))
+    start[0] = inputs.center
+    start[torch.arange(1, len(start), device=like.device), inputs.free] = inputs.radius
+    values = {graph.input.name: start.view(-1, *graph.input_shape)}
+    last_use = {name: k for k, node in enumerate(graph.nodes) for name in node.inputs}
+    keep = {graph.output, graph.input.name}
+    for k, node in enumerate(graph.nodes):
+        if node.op == "Input":
+            continue
+        builder.room(node.shape)
+        values[node.name] = _apply(builder, node, k, [builder.columns(values[name]) for name in node.inputs])
+        for name in node.inputs:
+            if last_use[name] == k and name not in keep:
+                values.pop(name, None)
+    return eliminate(builder.finish(values[graph.output], values[graph.input.name], case))
+
+
+def _apply(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+    rule = rule_for(node)
+    if isinstance(rule, AffineOp):
+        result = rule.linear(node, *inputs)
+        result[0] = rule.forward(node, *(value[:1] for value in inputs))[0]
+        return result
+    if node.op in ("Relu", "Sigmoid", "Tanh"):
+        return builder.activate(inputs[0], node.op.lower(), index)
+    special = {"LeakyRelu": _leaky, "Clip": _clip, "MaxPool": _max_pool, "Mul": _product}.get(node.op)
+    if special is None:
+        raise UnsupportedError(f"Node {node.name!r}: the reduced problem has no neurons for operation {node.op!r}; add a case in reduced/build.py.")
+    return special(builder, node, index, inputs)
+
+
+def _shift(value: Tensor, constant: float | Tensor) -> Tensor:
+    shifted = value.clone()
+    shifted[0] += constant
+    return shifted
+
+
+def _leaky(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+    """slope z + (1 - slope) relu(z), for slope <= 1 or not."""
+    slope = node.attributes["slope"]
+    positive = builder.activate(inputs[0], RELU, index)
+    return slope * builder.columns(inputs[0]) + (1 - slope) * positive
+
+
+def _clip(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+    """lower + relu(z - lower) - relu(z - upper), either end possibly infinite."""
+    low, high, value = node.attributes["lower"], node.attributes["upper"], inputs[0]
+    bounded = value
+    if np.isfinite(low):
+        bounded = _shift(builder.activate(_shift(value, -low), RELU, index), low)
+    if np.isfinite(high):
+        over = builder.activate(_shift(bounded, -high), RELU, index)
+        bounded = builder.columns(bounded) - over
+    return bounded
+
+
+def _max_pool(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+    """A tournament of max(a, b) = a + relu(b - a) over each window."""
+    window = window_index(node, tuple(inputs[0].shape[1:])).to(inputs[0].device)
+    flat = inputs[0].flatten(1)
+    players = [flat[:, row] for row in window]
+    while len(players) > 1:
+        winners = []
+        for a, b in zip(players[::2], players[1::2]):
+            a, b = builder.columns(a), builder.columns(b)
+            gain = builder.activate(b - a, RELU, index)
+            winners.append(builder.columns(a) + gain)
+        players = winners + players[len(players) - len(players) % 2:]
+    return builder.columns(players[0]).view(-1, *node.shape)
+
+
+def window_index(node: Node, shape: tuple[int, ...]) -> Tensor:
+    """Flat input indices `(window size, outputs)` of a pooling node; padding repeats an index of the same window."""
+    spatial = len(node.attributes["kernel_shape"])
+    kernel, strides = node.attributes["kernel_shape"], node.attributes.get("strides", (1,) * spatial)
+    dilations, pads = node.attributes.get("dilations", (1,) * spatial), node.attributes.get("pads", (0,) * (2 * spatial))
+    index = torch.arange(int(np.prod(shape))).view(shape)
+    for axis in range(spatial):
+        reach, dim = dilations[axis] * (kernel[axis] - 1) + 1, len(shape) - spatial + axis
+        length = (node.shape[dim] - 1) * strides[axis] + reach
+        begin = index.new_full((*index.shape[:dim], pads[axis], *index.shape[dim + 1:]), -1)
+        end = max(0, length - pads[axis] - shape[dim])
+        index = torch.cat([begin, index, index.new_full((*index.shape[:dim], end, *index.shape[dim + 1:]), -1)], dim)
+        index = index.unfold(dim, reach, strides[axis])[..., ::dilations[axis]].narrow(dim, 0, node.shape[dim])
+    flat = index.reshape(int(np.prod(node.shape)), -1).T
+    return torch.where(flat < 0, flat.amax(0), flat)
+
+
+def _product(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+    """x y as two squares, scaled so that the relaxation is no looser than McCormick's at equal widths."""
+    x, y = (builder.columns(value).expand(-1, *node.shape) for value in _aligned(inputs))
+    widths = []
+    for value in (x, y):
+        lower, upper = builder.bounds(value.reshape(len(value), -1))
+        widths.append((upper - lower).clamp(min=1e-6).view(node.shape))
+    scale = (widths[1] / widths[0]).sqrt()
+    plus = builder.activate(x * scale + y / scale, "square", index)
+    x, y = builder.columns(x), builder.columns(y)
+    minus = builder.activate(x * scale - y / scale, "square", index)
+    return (builder.columns(plus) - minus) / 4
+
+
+def _aligned(inputs: list[Tensor]) -> list[Tensor]:
+    """Both with the same number of dimensions, ones inserted behind the batch as broadcasting does."""
+    rank = max(value.dim() for value in inputs)
+    return [value.view(len(value), *(1,) * (rank - value.dim()), *value.shape[1:]) for value in inputs]

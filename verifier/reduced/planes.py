@@ -1,0 +1,114 @@
+"""Relaxation planes of a stack's neurons under splits: the slopes and offsets that the backward pass multiplies with.
+
+ReLU: lower plane alpha * z, upper plane u (z - l)/(u - l); a split turns both into z or 0. Other kinds take the planes of their own rule over the
+interval that the domain's cuts leave, and alpha moves their free plane.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.box import Box
+from verifier.ops import rule
+from verifier.reduced.problem import RELU, Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """low * z + low_off <= s(z) <= up * z + up_off; slopes `(P, K, U)`, offsets `(P, K, U)`, `low_off` None where all are zero (ReLU)."""
+
+    low: Tensor
+    up: Tensor
+    up_off: Tensor
+    low_off: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Domains:
+    """The subsets that K rows are bounded over: `split (P, K, U)` in {0, +1, -1}, and for kinds other than ReLU the interval that is left.
+
+    `lower, upper (P, K, U)` are None for ReLU stacks: their planes depend on the split alone. For another kind the split's sign says which end of
+    the interval is a cut (+1: the lower one) and carries the multiplier beta.
+    """
+
+    split: Tensor
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Domains:
+        """The rows `(K',)` of every problem."""
+        pick = lambda t: None if t is None else t[:, rows]  # noqa: E731
+        return Domains(self.split[:, rows], pick(self.lower), pick(self.upper))
+
+
+def relu_upper(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope u/(u - l) and offset -l u/(u - l) of the chord over [l, u], with l < 0 < u; identity or zero where the sign is known."""
+    lo, hi = lower.clamp(max=0), upper.clamp(min=0)
+    slope = torch.where(hi > lo, hi / (hi - lo).clamp(min=torch.finfo(lo.dtype).tiny), torch.zeros_like(lo))
+    slope = torch.where(lower >= 0, torch.ones_like(slope), slope)
+    return slope, torch.where((lower < 0) & (upper > 0), -slope * lo, torch.zeros_like(lo))
+
+
+def start_alpha(stack: Stack) -> Tensor:
+    """The adaptive start, `(P, U)`: slope 1 where u >= -l, else 0; one half (the middle of their range) for other kinds."""
+    alpha = (stack.upper >= -stack.lower).to(stack.b.dtype)
+    for block in stack.blocks:
+        if block.kind != RELU:
+            alpha[:, block.start:block.end] = 0.5
+    return alpha
+
+
+def relu_planes(stack: Stack, split: Tensor) -> Planes:
+    """Planes of a ReLU stack except for the free lower slopes: `low` is 1 or 0 at split neurons and left at zero elsewhere."""
+    slope, offset = relu_upper(stack.lower, stack.upper)
+    free, active = split == 0, (split > 0).to(stack.b.dtype)
+    up = torch.where(free, slope.unsqueeze(1), active)
+    return Planes(active, up, offset.unsqueeze(1) * free, None)
+
+
+def planes_at(stack: Stack, domains: Domains, fixed: Planes, alpha: Tensor) -> Planes:
+    """The planes for lower slopes `alpha (P, K, U)`; `fixed` is `relu_planes` of the same domains."""
+    low = torch.where(domains.split == 0, alpha, fixed.low)
+    if stack.is_relu:
+        return Planes(low, fixed.up, fixed.up_off, None)
+    up, up_off = fixed.up.clone(), fixed.up_off.expand_as(fixed.up).clone()
+    low, low_off = low.clone(), torch.zeros_like(up)
+    for block in stack.blocks:
+        if block.kind == RELU:
+            continue
+        at = slice(block.start, block.end)
+        relaxed = kind_planes(block.kind, domains.lower[..., at], domains.upper[..., at], alpha[..., at])
+        low[..., at], low_off[..., at], up[..., at], up_off[..., at] = relaxed
+    return Planes(low, up, up_off, low_off)
+
+
+def kind_planes(kind: str, lower: Tensor, upper: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(low, low_off, up, up_off) of one kind over [lower, upper], alpha in [0, 1] moving the tangent point."""
+    if kind == "square":
+        return _square_planes(lower, upper, alpha)
+    relaxation = rule.elementwise_of_kind(kind).relax(None, Box(lower, upper), alpha)
+    return relaxation.lower_slope, relaxation.lower_offset, relaxation.upper_slope, relaxation.upper_offset
+
+
+def _square_planes(lower: Tensor, upper: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z^2 >= 2 p z - p^2 at any p; z^2 <= (l + u) z - l u on [l, u]. The chord's offset is rounded outward by a few ulp."""
+    point = lower + alpha * (upper - lower)
+    room = 4 * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs()).square()
+    return 2 * point, -point.square() - room, lower + upper, -lower * upper + room
+
+
+def plane_gradient(stack: Stack, domains: Domains, alpha: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """d/d alpha of sum(weights * (low, low_off, up, up_off)) at the neurons that are not ReLUs, `(P, K, U)`, zero elsewhere."""
+    gradient = torch.zeros_like(alpha)
+    for block in stack.blocks:
+        if block.kind == RELU:
+            continue
+        at = slice(block.start, block.end)
+        with torch.enable_grad():
+            own = alpha[..., at].detach().requires_grad_()
+            parts = kind_planes(block.kind, domains.lower[..., at], domains.upper[..., at], own)
+            total = sum((part * weight[..., at]).sum() for part, weight in zip(parts, weights))
+            gradient[..., at] = torch.autograd.grad(total, own)[0]
+    return gradient
