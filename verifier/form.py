@@ -26,6 +26,27 @@ class Relaxation:
     upper_offset: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class BilinearRelaxation:
+    """Planes of f(x, y): lower_left * x + lower_right * y + lower_offset <= f(x, y) <= the same with `upper`, each broadcasting to `(B, *shape)`."""
+
+    lower_left: Tensor
+    lower_right: Tensor
+    lower_offset: Tensor
+    upper_left: Tensor
+    upper_right: Tensor
+    upper_offset: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRelaxation:
+    """x[index] <= f(x) <= (x[index] where `exact`, else upper_offset), each `(B, *shape)`; index counts the flattened input of one problem."""
+
+    index: Tensor
+    exact: Tensor
+    upper_offset: Tensor
+
+
 def minimum_over_box(form: LinearForm, box: Box) -> Tensor:
     """min over l <= x <= u of <c, x> + b = <c, m> - <|c|, r> + b, with m = (l + u)/2 and r = (u - l)/2.
 

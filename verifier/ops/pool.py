@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from verifier.box import Box
+from verifier.form import SelectionRelaxation
 from verifier.graph.ir import Node
 from verifier.ops.conv import pad_spatial, spatial_attributes
-from verifier.ops.rule import Rule, register
+from verifier.ops.rule import Alpha, NonlinearOp, register
 from verifier.ops.shape import NonNegativeOp
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -67,9 +69,22 @@ class AveragePool(NonNegativeOp):
         return (value.reshape(coeff.shape[0], *shape),)
 
 
+def windows(value: Tensor, node: Node, fill: float) -> Tensor:
+    """The K values of each window, `(N, C, *spatial)` to `(N, C, *node.shape[2:], K)`; `fill` stands outside the input."""
+    rank, strides, dilations, _, _ = spatial_attributes(node)
+    value = pad_spatial(value, *window_pads(node, tuple(value.shape[2:])), fill=fill)
+    for axis, (size, stride, dilation) in enumerate(zip(node.attributes["kernel_shape"], strides, dilations, strict=True)):
+        value = value.unfold(axis + 2, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    return value.flatten(2 + rank)
+
+
 @register("MaxPool")
-class MaxPool(Rule):
-    """Maximum of each window of (1, C, *spatial); what lies outside the input never wins."""
+class MaxPool(NonlinearOp):
+    """Maximum of each window of (1, C, *spatial); what lies outside the input never wins.
+
+    Below: the candidate with the largest lower bound. Above: that candidate too where its lower bound is at least every other one's upper bound,
+    else the largest upper bound, a constant.
+    """
 
     def forward(self, node: Node, *inputs: Tensor) -> Tensor:
         value = inputs[0].flatten(0, 1)
@@ -77,3 +92,41 @@ class MaxPool(Rule):
         padded = pad_spatial(value, *window_pads(node, tuple(value.shape[2:])), fill=-torch.inf)
         best = _MAX_POOL[rank](padded, tuple(node.attributes["kernel_shape"]), strides, 0, dilations)
         return best.reshape(inputs[0].shape[0], *node.shape)
+
+    def interval(self, node: Node, *boxes: Box) -> Box:
+        return Box(self.forward(node, boxes[0].lower), self.forward(node, boxes[0].upper))
+
+    def unstable(self, node: Node, *boxes: Box) -> tuple[Tensor, ...]:
+        """The coordinates of undecided windows that could still win."""
+        lower, upper = (windows(bound.flatten(0, 1), node, -torch.inf) for bound in (boxes[0].lower, boxes[0].upper))
+        contending = (upper > lower.amax(-1, keepdim=True)) & (lower < upper)
+        undecided = ~self._decided(lower, upper)[1].unsqueeze(-1)
+        shape = boxes[0].lower.shape
+        index = self._coordinates(node, shape[1:], boxes[0].lower.device).expand(shape[0], -1)
+        hits = torch.zeros(shape[0], shape[1:].numel() + 1, device=boxes[0].lower.device)
+        hits.scatter_add_(1, index, (contending & undecided).reshape(shape[0], -1).to(hits.dtype))
+        return ((hits[:, :-1] > 0).reshape(shape),)
+
+    def relax(self, node: Node, box: Box, alpha: Alpha = None) -> SelectionRelaxation:
+        """`box` is `(B, *input.shape)`: a window's planes need its neighbours. alpha moves nothing here."""
+        lower, upper = (windows(bound.flatten(0, 1), node, -torch.inf) for bound in (box.lower, box.upper))
+        winner, exact = self._decided(lower, upper)
+        shape = (box.lower.shape[0], *node.shape)
+        index = self._coordinates(node, box.lower.shape[1:], box.lower.device).reshape(1, *node.shape, -1)
+        chosen = index.expand(*shape, -1).gather(-1, winner.reshape(*shape, 1)).squeeze(-1)
+        most = torch.where(exact, 0.0, upper.amax(-1)).to(box.lower.dtype)
+        return SelectionRelaxation(chosen, exact.reshape(shape), most.reshape(shape))
+
+    @staticmethod
+    def _decided(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Each window's candidate with the largest lower bound, and whether no other can exceed it."""
+        best, winner = lower.max(-1, keepdim=True)
+        rivals = upper.scatter(-1, winner, -torch.inf).amax(-1, keepdim=True)
+        return winner.squeeze(-1), (best >= rivals).squeeze(-1)
+
+    @staticmethod
+    def _coordinates(node: Node, shape: torch.Size, device: torch.device) -> Tensor:
+        """The flattened input coordinate of every value of every window, `(1, outputs * K)`; one past the last where there is none."""
+        size = shape.numel()
+        numbers = torch.arange(size, dtype=torch.float64, device=device).reshape(shape)
+        return windows(numbers, node, float(size)).reshape(1, -1).to(torch.int64)

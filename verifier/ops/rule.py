@@ -6,7 +6,7 @@ Values carry the batch in front: `(B, *node.shape)`. A rule is local mathematics
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -73,21 +73,53 @@ class SignedAffineOp(AffineOp):
         return Box(center - radius, center + radius)
 
 
-class ElementwiseOp(Rule):
+Alpha = Union[Tensor, "tuple[Tensor, ...]", None]
+
+
+def lower_upper_alpha(alpha: Alpha) -> tuple[Tensor | None, Tensor | None]:
+    """The alpha of the lower and of the upper plane: one tensor serves both, a pair gives each its own."""
+    if alpha is None or isinstance(alpha, Tensor):
+        return alpha, alpha
+    return alpha[0], alpha[-1]
+
+
+class NonlinearOp(Rule):
+    """An operation that engines bound by planes over a box of its inputs."""
+
+    def interval(self, node: Node, *boxes: Box) -> Box:
+        """Interval image, `Box` of `(B, *node.shape)`."""
+        raise NotImplementedError
+
+    def unstable(self, node: Node, *boxes: Box) -> tuple[Tensor, ...]:
+        """Which input coordinates would tighten the planes by better bounds: one boolean `(B, *input.shape)` for each input."""
+        raise NotImplementedError
+
+    def start(self, node: Node, *boxes: Box) -> tuple[Tensor, ...]:
+        """The alphas that give the adaptive planes: none where no plane is free, one tensor where one is, a pair (lower, upper) for both."""
+        return ()
+
+
+class ElementwiseOp(NonlinearOp):
     """y = f(x) coordinate by coordinate, f monotone or with known turning points.
 
-    `kind` names the neuron's type in the reduced problem.
+    `kind` names the neuron's type in the reduced problem. Its methods take boxes of any shape: engines pass gathered coordinates.
     """
 
     kind: str = ""
 
-    def interval(self, node: Node, box: Box) -> Box:
-        raise NotImplementedError
+    def interval(self, node: Node, *boxes: Box) -> Box:
+        """[f(l), f(u)], the exact image under a nondecreasing f; other operations override it."""
+        return Box(self.forward(node, boxes[0].lower), self.forward(node, boxes[0].upper))
 
-    def relax(self, node: Node, box: Box, alpha: Tensor | None = None) -> Relaxation:
+    def unstable(self, node: Node, *boxes: Box) -> tuple[Tensor, ...]:
+        """Where f is not affine over the box; by default wherever the box is not a point."""
+        return (boxes[0].lower < boxes[0].upper,)
+
+    def relax(self, node: Node, box: Box, alpha: Alpha = None) -> Relaxation:
         """Planes lower_slope * x + lower_offset <= f(x) <= upper_slope * x + upper_offset over the box.
 
-        `alpha` in [0, 1], broadcastable to the box, moves the free plane(s); None is the adaptive start.
+        `alpha` in [0, 1], broadcastable to the box, moves the free plane(s); a pair moves the lower and the upper plane apart; None is the
+        adaptive start. The four fields broadcast to the box (and to alpha): a field that does not depend on alpha has the box's shape.
         """
         raise NotImplementedError
 
