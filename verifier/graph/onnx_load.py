@@ -1,0 +1,191 @@
+"""ONNX file -> Graph. This file and `onnx_file.py` alone know protobuf; opset and attribute differences end in the lowerings called from here.
+
+The file is read as the meaning of the network on one sample, over the reals: a dynamic dimension counts as 1, everything that does not depend
+on the input is computed here once, float16 and bfloat16 constants become float32. What cannot be lowered exactly is refused, all refusals in
+one error.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from verifier.errors import ModelError, ShapeError, UnsupportedError, VerifierError
+from verifier.graph.ir import Graph, Node
+from verifier.graph.onnx_elementwise import ELEMENTWISE
+from verifier.graph.onnx_file import (
+    array_of,
+    attributes_of,
+    compute,
+    inferred_shapes,
+    input_of,
+    input_type,
+    live_nodes,
+    opset_of,
+    output_of,
+    parse_model,
+    read_model_bytes,
+    shape_of,
+)
+from verifier.graph.onnx_linear import LINEAR
+from verifier.graph.onnx_lowering import Lower, Lowering, OnnxNode, Value, Variable
+from verifier.graph.onnx_shapes import SHAPES
+from verifier.graph.onnx_windows import WINDOWS
+
+__all__ = ["load_onnx", "read_model_bytes", "supported_operations"]
+
+_RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_MAY_BE_INFINITE = frozenset({"Clip", "Max", "Min"})
+
+
+def supported_operations() -> tuple[str, ...]:
+    """Names of the ONNX operations that are lowered (any other is fine where it does not depend on the input)."""
+    return tuple(sorted(_lowerings()))
+
+
+def _lowerings() -> dict[str, Lower]:
+    return {**ELEMENTWISE, **LINEAR, **SHAPES, **WINDOWS}
+
+
+def load_onnx(path: str | Path) -> Graph:
+    """The network of an `.onnx` or `.onnx.gz` file, in the vocabulary of `graph/ir.py`.
+
+    Args:
+        path: the file; external data is looked for beside it.
+
+    Returns:
+        A graph with numpy constants. A node that bears the name of an ONNX value has that value.
+
+    Raises:
+        UnsupportedError: operations without an exact lowering; the message lists all.
+        ModelError, ShapeError: the file is unreadable or damaged, or is not one function of one input.
+    """
+    model = parse_model(path)
+    try:
+        return _Loader(model, str(path)).graph()
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{path} {error}") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except ShapeError as error:
+        raise ShapeError(f"{path}: {error}") from None
+
+
+class _Loader:
+    """One load: what is known of each ONNX value so far (None: below a refused node), and what was refused."""
+
+    def __init__(self, model: ModelProto, source: str) -> None:
+        self.model = model
+        self.source = source
+        self.opset = opset_of(model)
+        self.output = output_of(model)
+        self.live = live_nodes(model, self.output)
+        self.wanted = {name for node in self.live for name in node.input} | {self.output}
+        self.lowerings = _lowerings()
+        self.values: dict[str, Value | None] = {}
+        self.refused: list[str] = []
+        self.inferred: dict[str, tuple[int, ...]] | None = None
+        taken = frozenset(name for node in model.graph.node for name in (*node.input, *node.output))
+        self.build = Lowering(taken, input_type(model))
+
+    def graph(self) -> Graph:
+        """Read the constants, lower every live node, then report or return."""
+        self.read_constants()
+        info = input_of(self.model)
+        self.build.nodes[info.name] = Node(info.name, "Input", (), shape_of(info))
+        self.values[info.name] = Variable(info.name, shape_of(info))
+        for node in self.live:
+            self.step(node)
+        if self.refused:
+            raise UnsupportedError(f"uses {len(self.refused)} operation(s) that are not supported: {'; '.join(self.refused)}.")
+        result = self.values.get(self.output)
+        if not isinstance(result, Variable):
+            raise ModelError(f"output {self.output!r} does not depend on the input, so there is nothing to verify.")
+        return Graph(tuple(self.build.nodes.values()), result.name, self.source)
+
+    def read_constants(self) -> None:
+        """The initializers that are read, as arrays."""
+        for tensor in self.model.graph.initializer:
+            if tensor.name in self.wanted:
+                self.values[tensor.name] = array_of(tensor)
+        for sparse in self.model.graph.sparse_initializer:
+            if sparse.values.name in self.wanted:
+                self.values[sparse.values.name] = array_of(sparse)
+
+    def step(self, proto: NodeProto) -> None:
+        """Lower or compute one node, or note why not. What follows a refusal is judged on, by stand-ins of the inferred shapes."""
+        name = proto.name or next(output for output in proto.output if output)
+        self.check_inputs(proto, name)
+        results = None
+        try:
+            results = self.results(proto, name)
+        except UnsupportedError as refusal:
+            self.refused.append(f"{proto.op_type} {name!r} ({refusal})")
+        except VerifierError:
+            if not self.refused:
+                raise
+        if results is None:
+            self.assume(proto)
+        else:
+            self.store(proto, results if isinstance(results, tuple) else (results,))
+
+    def results(self, proto: NodeProto, name: str) -> Value | tuple[Value, ...] | None:
+        """The outputs of one node; None where an input is unknown.
+
+        Raises:
+            UnsupportedError: with the reason alone.
+        """
+        inputs = tuple(self.values[given] if given else None for given in proto.input)
+        unknown = any(given and value is None for given, value in zip(proto.input, inputs))
+        variable = any(isinstance(value, Variable) for value in inputs)
+        self.check_operation(proto, variable)
+        if unknown:
+            return None
+        if not variable:
+            return compute(proto, inputs, self.opset)
+        self.check_finite(proto, name, inputs)
+        wanted = tuple(output if output in self.wanted else "" for output in proto.output)
+        self.build.begin(next(output for output in wanted if output))
+        return self.lowerings[proto.op_type](OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes_of(proto)), self.build)
+
+    def check_inputs(self, proto: NodeProto, name: str) -> None:
+        """Every input is known by now, and no output is."""
+        for given in proto.input:
+            if given and given not in self.values:
+                raise ModelError(f"{proto.op_type} {name!r} reads {given!r}, which nothing before it produces: is the file cut?")
+        for made in proto.output:
+            if made and made in self.values:
+                raise ModelError(f"{proto.op_type} {name!r} produces {made!r}, which is there already: is the file damaged?")
+
+    def check_operation(self, proto: NodeProto, variable: bool) -> None:
+        """Refuse foreign domains, random values, and operations on the input that no lowering covers."""
+        if proto.domain not in ("", "ai.onnx"):
+            raise UnsupportedError(f"of the domain {proto.domain!r}")
+        if proto.op_type in _RANDOM:
+            raise UnsupportedError("its values are random")
+        if variable and proto.op_type not in self.lowerings:
+            raise UnsupportedError("nothing lowers it")
+
+    def check_finite(self, proto: NodeProto, name: str, inputs: tuple[Value | None, ...]) -> None:
+        """Weights that meet the input are finite, but for the single bounds of a Clip."""
+        for given, value in zip(proto.input, inputs):
+            if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or np.isfinite(value).all():
+                continue
+            if proto.op_type not in _MAY_BE_INFINITE or value.size != 1:
+                raise ModelError(f"initializer {given!r}, which {proto.op_type} {name!r} reads, holds NaN or infinity.")
+
+    def store(self, proto: NodeProto, results: tuple[Value, ...]) -> None:
+        """The results under their ONNX names; a node made for one takes its name."""
+        for name, value in zip(proto.output, results):
+            if name in self.wanted:
+                self.values[name] = self.build.publish(value, name) if isinstance(value, Variable) else value
+
+    def assume(self, proto: NodeProto) -> None:
+        """Stand-ins for the outputs of a refused node: the shape that onnx infers, or nothing known."""
+        if self.inferred is None:
+            self.inferred = inferred_shapes(self.model)
+        variable = any(isinstance(self.values[given], Variable) for given in proto.input if given)
+        for name in proto.output:
+            shape = self.inferred.get(name)
+            self.values[name] = Variable(name, shape) if variable and shape is not None else None
