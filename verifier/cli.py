@@ -78,13 +78,16 @@ def robustness(options: RobustnessOptions) -> None:
 
     IMAGES.npz holds arrays x (N, ...) and y (N,) (also called images and labels, X and Y, or unnamed). The time-out is for each image.
     """
-    from verifier.measure.certified import Summary, certify, load_images, perturbation, select
+    from verifier.measure.certified import Perturbation, Summary, certify, load_images, select
+    from verifier.spec.robustness import parse_eps
 
     line = ProgressLine(options.verbose)
     config = _settings(options)
     images, labels = load_images(options.images)
     chosen = select(options.index, len(images))
-    around = perturbation(options.eps, options.norm.value, (options.mean, options.std), options.clip, images)
+    mean, std = _numbers(options.mean, "--mean", (0.0,)), _numbers(options.std, "--std", (1.0,))
+    clip = options.clip or ((0.0, 1.0) if images.min() >= 0 and images.max() <= 1 else None)
+    around = Perturbation(parse_eps(options.eps), options.norm.value, clip, mean, std)
     graph = _load(options.model)
     rows = []
     if not options.json:
@@ -105,9 +108,8 @@ def robustness(options: RobustnessOptions) -> None:
         print(f"\n{summary.sentence()}")
         return
     keep = ("verdict", "reason", "seconds", "domains", "lower_bound")
-    shown = [
-        {"index": r.index, "label": r.label, "predicted": r.predicted, **{k: v for k, v in as_json(r.verdict).items() if k in keep}} for r in rows
-    ]
+    about_image = [{"index": r.index, "label": r.label, "predicted": r.predicted} for r in rows]
+    shown = [image | {key: as_json(r.verdict)[key] for key in keep} for image, r in zip(about_image, rows)]
     print(json.dumps({"images": shown, "summary": summary.as_dict()}))
 
 
@@ -159,6 +161,16 @@ def _settings(options: RunOptions) -> Config:
     if options.device is not None:
         config = replace(config, device=options.device)
     return replace(config, attack=None) if options.no_attack else config
+
+
+def _numbers(text: str | None, option: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """The numbers of "0.49,0.48,0.45"."""
+    if text is None:
+        return default
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise VerifierError(f"{option} is {text!r}: give one number, or one a channel with commas between.") from None
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -53,7 +53,7 @@ def as_text(verdict: Verdict) -> str:
         return word(verdict) + "\n"
     from verifier.attack.confirm import witness_text
 
-    return f"{word(verdict)}\n{witness_text(verdict.counterexample).rstrip()}\n"
+    return witness_text(verdict.counterexample)
 
 
 def tell(sentence: str) -> None:

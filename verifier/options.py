@@ -35,7 +35,8 @@ Property = Annotated[
     Path, typer.Argument(metavar="PROPERTY.vnnlib", exists=True, dir_okay=False, help="The property in VNN-LIB 1.0; .gz is read as it is.")
 ]
 Images = Annotated[
-    Path, typer.Argument(metavar="IMAGES.npz", exists=True, dir_okay=False, help="Arrays x (N, ...) and y (N,); 8-bit images are divided by 255.")
+    Path,
+    typer.Argument(metavar="IMAGES.npz", exists=True, dir_okay=False, help="Arrays x (N, ...), y (N,); 8-bit pixels are scaled by 1/255."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -46,7 +47,9 @@ class RunOptions:
 
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds until the answer is `timeout` (default 120).")] = None
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute (default auto).")] = None
-    config: Annotated[Path | None, typer.Option(metavar="F.toml", exists=True, dir_okay=False, help="Settings; options win over it.")] = None
+    config: Annotated[
+        Path | None, typer.Option(metavar="F.toml", exists=True, dir_okay=False, help="Settings in TOML; options win over it.")
+    ] = None
     no_attack: Annotated[bool, typer.Option("--no-attack", help="Do not search for counterexamples by gradient first.")] = False
     json: Json = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every step on stderr.")] = False
@@ -93,12 +96,8 @@ class InfoOptions:
 def takes(options: type) -> Callable[[Callable[[Any], None]], Callable[..., None]]:
     """Decorator: `command(options(**fields))` as a function with one keyword parameter for each field of `options`."""
     hints = get_type_hints(options, include_extras=True)
-    parameters = [
-        inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=inspect.Parameter.empty if f.default is MISSING else f.default, annotation=hints[f.name]
-        )
-        for f in fields(options)
-    ]
+    defaults = {f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(options)}
+    parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=hints[n]) for n, d in defaults.items()]
 
     def decorate(command: Callable[[Any], None]) -> Callable[..., None]:
         def run(**given: Any) -> None:

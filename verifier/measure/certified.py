@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -18,22 +18,24 @@ from verifier.bab.budget import Listener, silent
 from verifier.config import Config
 from verifier.errors import ShapeError, VerifierError
 from verifier.graph.ir import Graph
+from verifier.spec.spec import Spec
 from verifier.verdict import Reason, Status, Verdict
 
 IMAGE_NAMES = ("x", "images", "x_test", "arr_0")
 LABEL_NAMES = ("y", "labels", "y_test", "arr_1")
+_COUNT = "the counts of numbers must agree."
 CHUNK = 32  # images handed to the solver together: enough to fill a batch, few enough that rows appear soon
 
 
 @dataclass(frozen=True, slots=True)
 class Perturbation:
-    """{x' : ||x' - x||_norm <= eps, clip}, in the images' own units; the network sees (x' - mean) / std."""
+    """{x' : ||x' - x||_norm <= eps, clip}, in the images' own units; the network sees (x' - mean) / std, one number or one a channel."""
 
     eps: float
     norm: str = "linf"
     clip: tuple[float, float] | None = None
-    mean: np.ndarray | float = 0.0
-    std: np.ndarray | float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,17 @@ def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         VerifierError: the file cannot be read, lacks one of the arrays, or they do not fit together.
     """
     try:
+        with ZipFile(path):  # np.load takes other files too, and refuses each in another way
+            pass
         with np.load(path, allow_pickle=False) as file:
             arrays = {name.lower(): file[name] for name in file.files}
     except OSError as error:
-        raise VerifierError(f"Cannot read the images {path}: {error.strerror or error}.") from None
-    except (BadZipFile, ValueError, AttributeError, EOFError) as error:  # numpy's ways to say that this is no .npz of plain arrays
-        raise VerifierError(f"{path} is not an .npz file of plain arrays: {error}.") from None
+        raise VerifierError(f"{path} cannot be read ({error.strerror or error}): check the path of the images.") from None
+    except (BadZipFile, ValueError, EOFError, RuntimeError, zlib.error) as error:  # a damaged archive or member, or pickled objects in it
+        raise VerifierError(f"{path} is not an .npz file of plain arrays ({error}): write it with numpy.savez.") from None
     images, labels = _pick(arrays, IMAGE_NAMES, path), _pick(arrays, LABEL_NAMES, path)
-    if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels):
-        raise ShapeError(f"{path}: images {images.shape} and labels {labels.shape} do not fit: expected (N, ...) and (N,).")
+    if labels.ndim != 1 or images.ndim < 2 or len(images) != len(labels) or images.size == 0:
+        raise ShapeError(f"{path}: images {images.shape} and labels {labels.shape} do not fit: expected (N, ...) and (N,), N at least 1.")
     if labels.dtype.kind not in "iu" or images.dtype.kind not in "iuf":
         raise VerifierError(f"{path}: images are {images.dtype} and labels {labels.dtype}: expected numbers and integers.")
     pixels = images.astype(np.float64) / (255.0 if images.dtype == np.uint8 else 1.0)
@@ -112,14 +116,6 @@ def _pick(arrays: dict[str, np.ndarray], names: Sequence[str], path: str | Path)
         if name in arrays:
             return arrays[name]
     raise VerifierError(f"{path} has the arrays {', '.join(arrays) or '(none)'}: expected one called {' or '.join(names)}.")
-
-
-def number(text: str, what: str) -> float:
-    """The value of "0.1" or "2/255"."""
-    try:
-        return float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
-        raise VerifierError(f"{what} is {text!r}: give a number or a fraction such as 2/255.") from None
 
 
 def select(index: str | None, count: int) -> list[int]:
@@ -138,35 +134,6 @@ def select(index: str | None, count: int) -> list[int]:
     return chosen
 
 
-def perturbation(
-    eps: str, norm: str, normalisation: tuple[str | None, str | None], clip: tuple[float, float] | None, images: np.ndarray
-) -> Perturbation:
-    """The perturbation that the command line's words describe, for images `(N, *shape)`; mean and std come back in an image's shape."""
-    radius = number(eps, "eps")
-    if not 0 <= radius < math.inf:
-        raise VerifierError(f"eps is {eps}: give a radius of at least 0.")
-    if clip is None and images.size and images.min() >= 0 and images.max() <= 1:
-        clip = (0.0, 1.0)
-    if clip is not None and not clip[0] < clip[1]:
-        raise VerifierError(f"--clip is {clip[0]} {clip[1]}: give the lower end first.")
-    mean, std = (_per_channel(text, name, default, images.shape[1:]) for text, name, default in zip(normalisation, ("mean", "std"), (0.0, 1.0)))
-    if not (std > 0).all():
-        raise VerifierError("--std has a value that is not positive: give standard deviations.")
-    return Perturbation(radius, norm, clip, mean, std)
-
-
-def _per_channel(text: str | None, name: str, default: float, shape: tuple[int, ...]) -> np.ndarray:
-    """"0.49,0.48,0.45" in an image's shape: one value, or one a channel, which is the first axis or the last."""
-    values = np.array([default] if text is None else [number(part, f"--{name}") for part in text.replace(",", " ").split()])
-    if values.size == 1:
-        return np.full(shape, values[0])
-    if len(shape) >= 2 and values.size == shape[0]:
-        return np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), shape)
-    if values.size == shape[-1]:
-        return np.broadcast_to(values, shape)
-    raise ShapeError(f"--{name} has {values.size} values but images have the shape {shape}: give one value, or one a channel.")
-
-
 def certify(
     graph: Graph, images: np.ndarray, labels: np.ndarray, around: Perturbation, config: Config, listener: Listener = silent
 ) -> Iterator[ImageRow]:
@@ -181,34 +148,35 @@ def certify(
         VerifierError: a label is not an output's number.
     """
     from verifier.solve import verify_many
+
+    if len(images) and images[0].size != math.prod(graph.input_shape):
+        raise ShapeError(f"An image has the shape {images.shape[1:]} but the network takes {graph.input_shape}: {_COUNT}")
+    n_out = math.prod(graph.output_shape)
+    predicted = _predict(graph, [_ball(x, 0, around, 0.0, n_out) for x in images])
+    for start in range(0, len(images), CHUNK):
+        chunk = range(start, min(start + CHUNK, len(images)))
+        right = [i for i in chunk if predicted[i] == labels[i]]
+        specs = [_ball(images[i], int(labels[i]), around, around.eps, n_out) for i in right]
+        decided = dict(zip(right, verify_many(graph, specs, config, listener)))
+        for i in chunk:
+            yield ImageRow(i, int(labels[i]), predicted[i], decided.get(i) or _misclassified(predicted[i]))
+
+
+def _ball(image: np.ndarray, label: int, around: Perturbation, eps: float, n_out: int) -> Spec:
+    """The property that an image keeps its label within eps; with eps = 0 its box is the network's input itself."""
     from verifier.spec.robustness import robustness
 
-    n_in, n_out = math.prod(graph.input_shape), math.prod(graph.output_shape)
-    if images[:1].size != n_in and len(images):
-        raise ShapeError(f"Images have the shape {images.shape[1:]} ({images[:1].size} numbers) but the network takes {graph.input_shape}.")
-    if len(labels) and not (0 <= labels.min() and labels.max() < n_out):
-        raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs.")
-    norm = {"mean": np.ravel(around.mean), "std": np.ravel(around.std)}
-    for start in range(0, len(images), CHUNK):
-        x, y = images[start : start + CHUNK].reshape(-1, n_in), labels[start : start + CHUNK]
-        predicted = _predict(graph, (x - norm["mean"]) / norm["std"])
-        right = [i for i in range(len(x)) if predicted[i] == y[i]]
-        specs = [robustness(x[i], int(y[i]), around.eps, n_out, norm=around.norm, clip=around.clip, **norm) for i in right]
-        decided = dict(zip(right, verify_many(graph, specs, config, listener)))
-        for i in range(len(x)):
-            yield ImageRow(start + i, int(y[i]), int(predicted[i]), decided.get(i) or _misclassified(int(predicted[i])))
+    clip = around.clip if eps > 0 else None
+    return robustness(image, label, eps, n_out, norm=around.norm, clip=clip, mean=around.mean, std=around.std)
 
 
 def _misclassified(predicted: int) -> Verdict:
     return Verdict(Status.FALSIFIED, Reason.REPLAYED, f"The image itself is classified as {predicted}.")
 
 
-def _predict(graph: Graph, x: np.ndarray) -> np.ndarray:
-    """argmax of the network at `x (N, n_in)`: `(N,)`."""
-    import torch
+def _predict(graph: Graph, points: Sequence[Spec]) -> list[int]:
+    """The largest output at each point, by onnxruntime where the network came from a file."""
+    from verifier.attack.confirm import replay_graph, replay_onnx
 
-    from verifier.graph.execute import execute
-
-    with torch.no_grad():
-        value = execute(graph.to("cpu", torch.float32), torch.as_tensor(x, dtype=torch.float32).reshape(-1, *graph.input_shape))
-    return value.flatten(1).argmax(1).numpy()
+    replay = replay_onnx(graph.source) if graph.source else replay_graph(graph)
+    return [int(replay(point.cases[0].lower.astype(np.float32)).argmax()) for point in points]
