@@ -1,0 +1,292 @@
+"""Search for counterexamples by projected gradient descent, batched over cases, polytopes and restarts.
+
+The parts: a *target* is one polytope of one case; a *point* is one attempt at one target; the violation of a point is the largest
+(output @ y + input @ x - offset) over the target's rows, and a point with no positive violation is a candidate. One round is
+
+    starts (samples of the box, chosen by their violation)  ->  descent (signed gradient steps, decaying, projected)  ->  candidates
+
+and the rounds rise in cost: samples alone, then one start a target, then every restart (PGD of Madry et al., arXiv:1706.06083, with the
+output-diversified starts of Tashiro et al., arXiv:2003.06878, for a third of them). Candidates are claims: only `attack/confirm.py` makes
+counterexamples of them.
+"""
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.attack.region import center_of, descent_step, project, region_of, sample
+from verifier.bab.budget import Deadline
+from verifier.config import AttackConfig
+from verifier.graph.execute import execute
+from verifier.graph.ir import Graph
+from verifier.spec.spec import Case
+
+ELEMENTS_CPU, ELEMENTS_GPU = 4_000_000, 200_000_000  # numbers in one pass: about a tenth of a second of work
+MAX_POINTS_A_PASS = 4096
+FEW_INPUTS, SAMPLES_FEW_INPUTS, SAMPLES_MANY_INPUTS = 64, 1024, 16
+MAX_SAMPLES, MAX_VIOLATIONS = 100_000, 20_000_000
+CHEAP_STEPS, ODI_STEPS = 15, 4
+FIRST_RATE, LAST_RATE, MOMENTUM = 0.5, 0.01, 0.7
+SOLID = 1e-4  # a margin, in units of a row's coefficients, that survives the rounding of another runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """x `(n_in,)` float32 in the region of case `case`; the search saw it in polytope `polytope` with this margin (nan: not evaluated)."""
+
+    case: int
+    polytope: int
+    x: np.ndarray
+    margin: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """T polytopes, padded to R rows by repeating their first row and scaled to rows of about unit size.
+
+    `case, polytope: (T,)`, `output: (T, R, n_out)`, `offset: (T, R)`, `input: (T, R, n_in)` or None.
+    """
+
+    case: Tensor
+    polytope: Tensor
+    output: Tensor
+    offset: Tensor
+    input: Tensor | None
+
+    def violations(self, target: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """output @ y + input @ x - offset of every row, `(G, K, R)`, at K points `x: (G, K, n_in)`, `y: (G, K, n_out)` a target `(G,)`."""
+        rows = torch.einsum("gro,gko->gkr", self.output[target], y) - self.offset[target].unsqueeze(1)
+        if self.input is not None:
+            rows = rows + torch.einsum("gri,gki->gkr", self.input[target], x)
+        return torch.where(torch.isnan(rows), torch.inf, rows)
+
+
+class _Search:
+    """The network, the targets, and what this call has found so far."""
+
+    def __init__(self, graph: Graph, cases: Sequence[Case], deadline: Deadline, device: torch.device | str, dtype: torch.dtype) -> None:
+        self.graph = graph.to(device, dtype)
+        self.region = region_of(cases, device, dtype)
+        self.targets = _targets_of(cases, device, dtype)
+        self.deadline = deadline
+        elements = sum(int(np.prod(node.shape)) for node in graph.nodes)
+        budget = ELEMENTS_CPU if torch.device(device).type == "cpu" else ELEMENTS_GPU
+        self.points_a_pass = max(1, min(MAX_POINTS_A_PASS, budget // max(elements, 1)))
+        self.best = np.full(len(self.targets.case), -np.inf)
+        self.done = np.zeros(len(cases), dtype=bool)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """`(P, n_in)` to `(P, n_out)`."""
+        return execute(self.graph, x.reshape(len(x), *self.graph.input_shape)).reshape(len(x), -1)
+
+    def harvest(self, target: Tensor, x: Tensor, worst: Tensor) -> Iterator[Candidate]:
+        """Candidates among points with largest violation `worst: (P,)`, where clearly better than the last one told for their target.
+
+        A case with a solid candidate is done; one whose margin is within rounding is searched further.
+        """
+        hits = torch.nonzero(worst <= 0).flatten()
+        for p in hits[torch.argsort(worst[hits])].tolist():
+            t, margin = int(target[p]), max(-float(worst[p]), 0.0)
+            case = int(self.targets.case[t])
+            if margin > 2 * self.best[t] and not self.done[case]:
+                self.best[t] = max(margin, 1e-7)
+                self.done[case] = margin >= SOLID
+                yield Candidate(case, int(self.targets.polytope[t]), x[p].detach().to(torch.float32).cpu().numpy(), margin)
+
+    def still_open(self, target: Tensor) -> Tensor:
+        """Which of the targets `(P,)` belong to a case without a solid candidate."""
+        return ~torch.as_tensor(self.done, device=target.device)[self.targets.case[target]]
+
+    def finished(self) -> bool:
+        return self.deadline.expired() or bool(self.done.all())
+
+
+def pgd(
+    graph: Graph,
+    cases: Sequence[Case],
+    config: AttackConfig,
+    seed: int,
+    deadline: Deadline,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Candidate]:
+    """Candidates as they are found; a case with a solid candidate is not searched further. Stop iterating when you need no more.
+
+    Args:
+        graph: the network, n_in numbers to n_out.
+        cases: one problem each.
+        config: `restarts` points a target and `steps` a point in the last round.
+        seed: of the starts; on one machine equal seeds give equal searches, up to the deadline.
+        deadline: asked before every pass through the network.
+    """
+    if not cases:
+        return
+    search = _Search(graph, cases, deadline, device, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    starts, violation = yield from _sampled_starts(search, generator)
+    order = torch.argsort(violation)
+    for chosen in order.split(search.points_a_pass):
+        yield from _descend(search, chosen, starts[chosen], CHEAP_STEPS)
+    # Restart by restart through the targets, those nearest to a violation first.
+    for chosen in order.repeat(max(config.restarts - 1, 0)).split(search.points_a_pass):
+        chosen = chosen[search.still_open(chosen)]
+        if search.finished():
+            return
+        if len(chosen):
+            x, push = _random_starts(search, chosen, starts, generator)
+            yield from _descend(search, chosen, x, config.steps, push)
+
+
+def polish(
+    graph: Graph,
+    cases: Sequence[Case],
+    starts: Sequence[Candidate],
+    steps: int,
+    deadline: Deadline,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Candidate]:
+    """Candidates found by `steps` descent steps from each start: what branch and bound's corner points are good for.
+
+    Args:
+        starts: points of a case and the polytope each should reach; points outside of the region are projected onto it.
+        steps: 0 evaluates the starts alone.
+    """
+    if not starts or not cases:
+        return
+    search = _Search(graph, cases, deadline, device, dtype)
+    first = np.cumsum([0] + [len(case.polytopes) for case in cases])
+    target = torch.tensor([int(first[start.case]) + start.polytope for start in starts], device=device)
+    x = torch.as_tensor(np.stack([start.x for start in starts]), device=device, dtype=dtype)
+    for chosen in torch.arange(len(starts), device=device).split(search.points_a_pass):
+        chosen = chosen[search.still_open(target[chosen])]
+        if search.finished():
+            return
+        if len(chosen):
+            yield from _descend(search, target[chosen], project(search.region, search.targets.case[target[chosen]], x[chosen]), steps)
+
+
+def _targets_of(cases: Sequence[Case], device: torch.device | str, dtype: torch.dtype) -> _Targets:
+    polytopes = [polytope for case in cases for polytope in case.polytopes]
+    rows = max(len(polytope.offset) for polytope in polytopes)
+    # Row r of a shorter polytope is its first row again: the maximum over the rows does not see it.
+    picks = [[r if r < len(polytope.offset) else 0 for r in range(rows)] for polytope in polytopes]
+    output = np.stack([polytope.output[pick] for polytope, pick in zip(polytopes, picks, strict=True)])
+    offset = np.stack([polytope.offset[pick] for polytope, pick in zip(polytopes, picks, strict=True)])
+    inputs = None
+    if any(polytope.input is not None for polytope in polytopes):
+        n_in = len(cases[0].lower)
+        dense = [np.zeros((len(polytope.offset), n_in)) if polytope.input is None else polytope.input for polytope in polytopes]
+        inputs = np.stack([matrix[pick] for matrix, pick in zip(dense, picks, strict=True)])
+    size = np.abs(output).sum(axis=2) + (0 if inputs is None else np.abs(inputs).sum(axis=2))
+    size = np.where(size > 0, size, 1.0)
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, device=device, dtype=dtype)
+
+    return _Targets(
+        case=torch.tensor([c for c, case in enumerate(cases) for _ in case.polytopes], device=device),
+        polytope=torch.tensor([p for case in cases for p in range(len(case.polytopes))], device=device),
+        output=tensor(output / size[:, :, None]),
+        offset=tensor(offset / size),
+        input=None if inputs is None else tensor(inputs / size[:, :, None]),
+    )
+
+
+def _sampled_starts(search: _Search, generator: torch.Generator) -> Generator[Candidate, None, tuple[Tensor, Tensor]]:
+    """The best of some samples for each target `(T, n_in)` and its violation `(T,)`; yields samples that are candidates.
+
+    The samples of a case (its centre, random points, random corners) serve all of its polytopes, at the price of one forward pass.
+    """
+    targets, region = search.targets, search.region
+    cases, n_in = region.lower.shape
+    a_case = _samples_a_case(search)
+    starts = torch.empty(len(targets.case), n_in, device=region.lower.device, dtype=region.lower.dtype)
+    violation = torch.full((len(targets.case),), torch.inf, device=starts.device, dtype=starts.dtype)
+    for chosen in torch.arange(cases, device=starts.device).split(max(1, search.points_a_pass // a_case)):
+        mine = torch.nonzero((targets.case >= chosen[0]) & (targets.case <= chosen[-1])).flatten()
+        repeated = chosen.repeat_interleave(a_case)
+        x = sample(region, repeated, generator)
+        x[::a_case] = center_of(region, chosen)
+        if search.finished():
+            starts[mine] = center_of(region, targets.case[mine])
+            continue
+        with torch.no_grad():
+            y = search.outputs(x)
+        position = targets.case[mine] - chosen[0]
+        worst = targets.violations(mine, x.view(len(chosen), a_case, -1)[position], y.view(len(chosen), a_case, -1)[position]).amax(2)
+        violation[mine], k = worst.min(1)
+        starts[mine] = x[position * a_case + k]
+        yield from search.harvest(mine, starts[mine], violation[mine])
+    return starts, violation
+
+
+def _samples_a_case(search: _Search) -> int:
+    """Many where the box has few dimensions, so that samples cover it; bounded by one pass and by the memory of their violations."""
+    cases, n_in = search.region.lower.shape
+    targets, rows, n_out = search.targets.output.shape
+    wanted = SAMPLES_FEW_INPUTS if n_in <= FEW_INPUTS else SAMPLES_MANY_INPUTS
+    return max(1, min(wanted, search.points_a_pass, MAX_SAMPLES // cases, MAX_VIOLATIONS // (targets * (rows + n_out))))
+
+
+def _random_starts(search: _Search, target: Tensor, starts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One start for each of `target (P,)` and the outputs `(P, n_out)` to push first: random points, every third one output-diversified.
+
+    An output-diversified start is the target's best sample, pushed along a random direction of the outputs; the others are not pushed.
+    """
+    x = sample(search.region, search.targets.case[target], generator)
+    push = (torch.rand(len(target), search.targets.output.shape[2], generator=generator) * 2 - 1).to(x)
+    diversified = torch.arange(len(target), device=x.device) % 3 == 2
+    push[~diversified] = 0
+    return torch.where(diversified.unsqueeze(1), starts[target], x), push
+
+
+def _descend(search: _Search, target: Tensor, x: Tensor, steps: int, push: Tensor | None = None) -> Iterator[Candidate]:
+    """Candidates on the way of `steps` descent steps from `x: (P, n_in)`; points of cases that are done leave on the way.
+
+    Args:
+        push: `(P, n_out)` or None; a point whose row is not zero climbs along it for the first ODI_STEPS steps.
+    """
+    velocity = torch.zeros_like(x)
+    for step in range(steps + 1):
+        if search.finished() or not len(x):
+            return
+        done_before = int(search.done.sum())
+        worst, gradient = _violation_and_gradient(search, target, x, push if step < ODI_STEPS else None)
+        yield from search.harvest(target, x, worst)
+        if step == steps:
+            return
+        velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(1e-30)
+        case = search.targets.case[target]
+        rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (step / steps)
+        x = project(search.region, case, x + descent_step(search.region, case, velocity, rate))
+        if int(search.done.sum()) > done_before:
+            keep = search.still_open(target)
+            target, x, velocity = target[keep], x[keep], velocity[keep]
+            push = push[keep] if push is not None else None
+
+
+def _violation_and_gradient(search: _Search, target: Tensor, x: Tensor, push: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The largest violation of each point `(P,)` and the gradient `(P, n_in)` of its loss.
+
+    The loss of even points is the largest violation, that of odd ones the sum of the positive violations: where a polytope has many rows
+    one of the two often leads on where the other is stuck. Points with a non-zero `push` have the loss -<push, y>.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        y = search.outputs(x)
+        rows = search.targets.violations(target, x.unsqueeze(1), y.unsqueeze(1)).squeeze(1)
+        worst = rows.amax(1)
+        loss = worst
+        if rows.shape[1] > 1:
+            odd = torch.arange(len(x), device=x.device) % 2 == 1
+            loss = torch.where(odd, (rows + SOLID).clamp_min(0).sum(1), worst)
+        if push is not None:
+            loss = torch.where((push != 0).any(1), -(push * y).sum(1), loss)
+        # A network whose output does not depend on its input has no gradient.
+        gradient = torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
+    return worst.detach(), torch.zeros_like(x) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
