@@ -1,4 +1,4 @@
-"""The ONNX file format: bytes -> model, tensors -> arrays, and what a model says of itself. Knows protobuf, but not what an operation means."""
+"""The ONNX file format: bytes -> model, tensors -> arrays, what a model says of itself. Knows protobuf, not what an operation means."""
 from __future__ import annotations
 
 import gzip
@@ -88,7 +88,7 @@ def opset_of(model: ModelProto) -> int:
     if not versions:
         raise ModelError("the file names no version of the ONNX operations: is it damaged?")
     if min(versions) < _OLDEST_OPSET:
-        raise ModelError(f"the file uses ONNX operations of version {min(versions)}; {_OLDEST_OPSET} is the oldest that is read: convert it.")
+        raise ModelError(f"the file uses ONNX operations of version {min(versions)}; {_OLDEST_OPSET} is the oldest read here: convert it.")
     return versions[0]
 
 

@@ -114,7 +114,7 @@ def left_matrix(array: np.ndarray, x: Variable, build: Lowering) -> Variable:
 
 
 def batch_rank(x: Variable, rank: int, build: Lowering) -> Variable:
-    """x with leading 1s up to `rank` axes as far as a matrix product adds them: a vector keeps standing for one row, whose axis goes again."""
+    """x with the leading 1s that its product with a matrix of `rank` axes has; a vector stands for one row, whose axis goes again."""
     if len(x.shape) == 1:
         return build.reshape(x, (1,) * (rank - 2) + x.shape)
     return build.raise_rank(x, max(rank, len(x.shape)))

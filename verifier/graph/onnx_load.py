@@ -1,8 +1,8 @@
-"""ONNX file -> Graph. This file and `onnx_file.py` alone know protobuf; opset and attribute differences end in the lowerings called from here.
+"""ONNX file -> Graph. This file and `onnx_file.py` alone know protobuf; differences of opsets end in the lowerings called from here.
 
-The file is read as the meaning of the network on one sample, over the reals: a dynamic dimension counts as 1, everything that does not depend
-on the input is computed here once, float16 and bfloat16 constants become float32. What cannot be lowered exactly is refused, all refusals in
-one error.
+The file is read as the meaning of the network on one sample, over the reals: a dynamic dimension counts as 1, everything that does not
+depend on the input is computed here once, float16 and bfloat16 constants become float32. What cannot be lowered exactly is refused, all
+refusals in one error.
 """
 from __future__ import annotations
 

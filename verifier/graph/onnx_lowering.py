@@ -1,14 +1,14 @@
 """Lowering: what an ONNX operation is turned into nodes with. Plain numpy; no protobuf, no torch.
 
-A value of the ONNX graph is either a numpy array (known before any input is) or a `Variable` (a node made here). An operation's lowering is a
-function `(OnnxNode, Lowering) -> Value` that adds nodes of the vocabulary of `graph/ir.py` and returns the value of the ONNX node's output
-(a tuple where it has several). It refuses with an `UnsupportedError` whose message is the reason alone; the loader collects all refusals.
+A value of the ONNX graph is either a numpy array (known before any input is) or a `Variable` (a node made here). An operation's lowering
+is a function `(OnnxNode, Lowering) -> Value` that adds nodes of the vocabulary of `graph/ir.py` and returns the value of the ONNX node's
+output (a tuple where it has several). It refuses with an `UnsupportedError` whose message is the reason alone; the loader collects all.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Variable:
     shape: Shape
 
 
-Value = Union[Variable, np.ndarray]
+Value = Variable | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class OnnxNode:
         return None if array is None else tuple(int(v) for v in array.reshape(-1))
 
 
-Lower = Callable[[OnnxNode, "Lowering"], Union[Value, tuple[Value, ...]]]
+Lower = Callable[[OnnxNode, "Lowering"], Value | tuple[Value, ...]]
 
 
 class Lowering:

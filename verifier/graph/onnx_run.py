@@ -1,4 +1,4 @@
-"""The network file run by onnxruntime on the CPU, exactly as the file says: what counterexamples are replayed with and loaders are checked by."""
+"""The network file run by onnxruntime on the CPU, exactly as the file says: it replays counterexamples and checks the loader."""
 from __future__ import annotations
 
 import math
@@ -35,7 +35,7 @@ class OnnxRunner:
         self._source = _only(self._session.get_inputs(), "inputs", self.name)
         _only(self._session.get_outputs(), "outputs", self.name)
         if self._source.type not in _FLOATS:
-            raise ModelError(f"{self.name}: the input is a {self._source.type}, which onnxruntime is not fed here: float16, float32 or float64.")
+            raise ModelError(f"{self.name}: the input is a {self._source.type}; float16, float32 or float64 is needed.")
         self.input_dtype = np.dtype(_FLOATS[self._source.type])
         self.input_shape = tuple(d if isinstance(d, int) and d > 0 else 1 for d in self._source.shape)
         self.n_in = math.prod(self.input_shape)
@@ -53,7 +53,7 @@ class OnnxRunner:
     def many(self, x: np.ndarray) -> np.ndarray:
         """f(x) of K samples, `(K, n_in)` to `(K, n_out)`: in one batch where the file allows it, else one by one.
 
-        A batch is used only if its last row equals, up to rounding, that row run alone; a value that must be exact belongs to a single call.
+        A batch is used only if its last row equals, up to rounding, that row run alone; what must be exact belongs to a single call.
         """
         x = np.asarray(x)
         if x.ndim != 2 or x.shape[1] != self.n_in:
@@ -82,6 +82,21 @@ class OnnxRunner:
             return self._session.run(None, {self._source.name: x})[0]
         except Exception as error:
             raise ModelError(f"{self.name}: onnxruntime cannot run it: {first_line(error)}") from None
+
+
+def run_named(model: bytes, names: list[str], path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs of a model by name, for one flat sample; `path` is the file that it was made from.
+
+    Raises:
+        ModelError: onnxruntime cannot load or run it.
+    """
+    session = _session(model, path.parent, str(path))
+    source = session.get_inputs()[0]
+    shape = tuple(d if isinstance(d, int) and d > 0 else 1 for d in source.shape)
+    try:
+        return dict(zip(names, session.run(names, {source.name: x.reshape(shape)})))
+    except Exception as error:
+        raise ModelError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from None
 
 
 def _session(data: bytes, folder: str | Path | None, name: str):

@@ -92,7 +92,8 @@ def concat(node: OnnxNode, build: Lowering) -> Value:
     axis = positive_axis(node.attributes["axis"], rank)
     others = {(len(p.shape), p.shape[:axis], p.shape[axis + 1:]) for p in parts}
     if len(others) != 1:
-        raise ShapeError(f"Concat {node.name!r} joins the shapes {', '.join(str(p.shape) for p in parts)} along axis {axis}: is the file damaged?")
+        shapes = ", ".join(str(part.shape) for part in parts)
+        raise ShapeError(f"Concat {node.name!r} joins the shapes {shapes} along axis {axis}: is the file damaged?")
     groups: list[list[Value]] = [[]]
     for part in (p for p in parts if p.shape[axis] > 0):
         if isinstance(part, Variable) and any(isinstance(p, Variable) for p in groups[-1]):
@@ -269,7 +270,10 @@ def nearest_indices(node: OnnxNode, size: int, new_size: int, scale: float) -> n
     else:
         raise UnsupportedError(f"the coordinates {where!r}")
     rounded = {
-        "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda p: np.ceil(p - 0.5), "round_prefer_ceil": lambda p: np.floor(p + 0.5),
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda p: np.ceil(p - 0.5),
+        "round_prefer_ceil": lambda p: np.floor(p + 0.5),
     }
     if rounding not in rounded:
         raise ModelError(f"Resize {node.name!r} has the unknown nearest_mode {rounding!r}.")

@@ -40,7 +40,7 @@ def spatial_shape(node: OnnxNode, x: Variable, rank: int | None = None) -> Shape
     if x.shape[0] != 1:
         raise UnsupportedError(f"an input of shape {x.shape}, whose first axis is not a batch of 1")
     if rank is not None and rank != len(spatial):
-        raise ShapeError(f"{node.op} {node.name!r} has a kernel with {rank} axes but its input has the shape {x.shape}: is the layout NCHW?")
+        raise ShapeError(f"{node.op} {node.name!r} has a kernel with {rank} axes but an input of {x.shape}: is the layout NCHW?")
     return spatial
 
 
@@ -97,7 +97,8 @@ def weights(node: OnnxNode, build: Lowering) -> tuple[np.ndarray, np.ndarray | N
     """Weight, bias and group of a convolution."""
     weight, bias = node.constant(1, "weights"), node.constant(2, "biases")
     if weight is None or weight.ndim < 3:
-        raise ShapeError(f"{node.op} {node.name!r} has a weight of shape {None if weight is None else weight.shape}; (out, in, *kernel) is needed.")
+        seen = "none" if weight is None else weight.shape
+        raise ShapeError(f"{node.op} {node.name!r} has a weight of shape {seen}; (out, in, *kernel) is needed.")
     return build.floats(weight), None if bias is None else build.floats(bias), int(node.attributes.get("group", 1))
 
 
@@ -128,7 +129,7 @@ def conv_transpose(node: OnnxNode, build: Lowering) -> Value:
     x, (weight, bias, group) = node.variable(0), weights(node, build)
     spatial = spatial_shape(node, x, weight.ndim - 2)
     if x.shape[1] != weight.shape[0] or weight.shape[0] % group:
-        raise ShapeError(f"ConvTranspose {node.name!r} has weight {weight.shape} in {group} groups but its input has {x.shape[1]} channels.")
+        raise ShapeError(f"ConvTranspose {node.name!r} has weight {weight.shape} in {group} groups but {x.shape[1]} input channels.")
     window = read_window(node, weight.shape[2:])
     extra = tuple(node.attributes.get("output_padding") or (0,) * len(spatial))
     free = tuple((size - 1) * s + e + o for size, s, e, o in zip(spatial, window.strides, window.extent, extra))
@@ -139,7 +140,8 @@ def conv_transpose(node: OnnxNode, build: Lowering) -> Value:
         raise ShapeError(f"ConvTranspose {node.name!r} pads its whole output away: its size would be {sizes}.")
     channels = weight.shape[1] * group
     constants = {"weight": weight, "bias": full_bias(node, bias, channels, weight.dtype)}
-    return build.add("ConvTranspose", (x,), (1, channels, *sizes), constants, {**window.attributes(), "group": group, "output_padding": extra})
+    attributes = {**window.attributes(), "group": group, "output_padding": extra}
+    return build.add("ConvTranspose", (x,), (1, channels, *sizes), constants, attributes)
 
 
 def transposed_pads(node: OnnxNode, window: Window, spatial: Shape, free: Shape) -> Window:
