@@ -23,15 +23,16 @@ class AttackConfig:
 
 @dataclass(frozen=True, slots=True)
 class BabConfig:
-    """Branch and bound: `batch` domains a round, `steps` multiplier updates a domain, `candidates` looked at by filtered smart branching."""
+    """Branch and bound: `batch` domains a round, `steps` multiplier updates a domain, `candidates`
+    looked at by filtered smart branching, `frontier_bytes` for the open domains of one problem."""
 
     batch: int = 256
     steps: int = 8
     candidates: int = 3
-    max_domains: int = 1_000_000
+    frontier_bytes: int = 2 * 2**30
 
     def __post_init__(self) -> None:
-        _at_least(self, batch=1, steps=0, candidates=1, max_domains=1)
+        _at_least(self, batch=1, steps=0, candidates=1, frontier_bytes=2**20)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,214 @@
+"""Branch and bound over many problems in one frontier: tensors and protocols only, no network.
+
+A Search is one problem's state: open domains, what is proved, what was tried. `advance` runs rounds on a list of searches until they are decided or
+the deadline comes: take the worst domains of some problems, split each (branching.py), bound the children (reduced/bound.py), close what is
+proved, and offer the corners of the bounds as counterexamples. A problem leaves when its last domain is proved or a counterexample is confirmed.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from verifier.bab.branching import choose
+from verifier.bab.budget import Deadline, Listener, Progress, silent
+from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta
+from verifier.bab.frontier import Frontier
+from verifier.bab.work import Work, children, load, spec_rows, unload
+from verifier.config import BabConfig
+from verifier.reduced.bound import Effort, Multipliers, Rows, optimise
+from verifier.reduced.planes import Domains, start_alpha
+from verifier.reduced.problem import ReducedProblem, Stack, stack, stackable
+
+Offer = Callable[[int, int, Tensor], bool]
+"""offer(problem key, polytope, full inputs (K, n_full)) -> whether one was confirmed as a counterexample."""
+
+Leaf = Callable[[ReducedProblem, int, Tensor], "LeafAnswer"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeafAnswer:
+    """What an exact solver says of a leaf: a lower bound of its polytope (infinite: the leaf is empty), and the scaled input that attains it."""
+
+    lower: float
+    x: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Search:
+    """One problem's branch and bound. `key` names it to the caller; `proved (S,)` marks rows whose polytope is done.
+
+    `volume`: the share of the tree that is closed, by 2^-depth of the closed domains, over all open rows.
+    """
+
+    key: int
+    problem: ReducedProblem
+    frontier: Frontier = field(default_factory=Frontier)
+    domains: int = 0
+    closed: int = 0
+    volume: float = 0.0
+    falsified: bool = False
+    stuck: bool = False
+    started: bool = False
+    floor: Tensor | None = None
+
+    @property
+    def decided(self) -> bool:
+        return self.falsified or self.stuck or (self.started and len(self.frontier) == 0)
+
+    @property
+    def proved(self) -> bool:
+        return self.started and not self.falsified and not self.stuck and len(self.frontier) == 0
+
+    def lower_bound(self) -> float | None:
+        return self.frontier.minimum()
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot."""
+
+    offer: Offer
+    leaf: Leaf
+
+
+def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
+    """Bounds every row at the root and opens one domain for each polytope that none of its rows proves (the best row stands for it)."""
+    problem = search.problem
+    single, count = stack([problem]), len(problem.b_o)
+    row = torch.arange(count, device=problem.b_o.device).unsqueeze(0)
+    bounds = row_bounds(single, row, effort)
+    best, found = bounds[0][0] - problem.slack, bounds[1]
+    search.started, search.domains = True, count
+    search.floor = best.clone()
+    chosen = []
+    for polytope in problem.polytope.unique().tolist():
+        members = (problem.polytope == polytope).nonzero().squeeze(-1)
+        top = members[best[members].argmax()]
+        if not best[top] > 0:
+            chosen.append(top)
+    if chosen:
+        index = torch.stack(chosen)
+        u = problem.unstable
+        cuts = (None, None) if single.is_relu else (problem.lower.expand(len(index), u).clone(), problem.upper.expand(len(index), u).clone())
+        search.frontier.push(DomainBatch(
+            index, best[index] + problem.slack[index], torch.zeros_like(index, dtype=torch.int16), problem.split.expand(len(index), u).clone(),
+            pack_alpha(found.alpha[0, index]), pack_beta(found.beta[0, index]), *cuts,
+        ))
+
+
+def row_bounds(single: Stack, row: Tensor, effort: Effort) -> tuple[Tensor, Multipliers, Tensor]:
+    """Optimised bounds of specification rows `row (1, K)` over the whole problem."""
+    problem, k = single.problems[0], row.shape[1]
+    domains = Domains(problem.split.expand(1, k, -1), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper)))
+    rows = spec_rows(single, row)
+    begin = Multipliers(start_alpha(single).unsqueeze(1).expand(1, k, -1), torch.zeros_like(rows.wo))
+    return optimise(single, rows, domains, begin, effort, problem.slack[row])
+
+
+def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener = silent) -> None:
+    """Rounds until every search is decided or the deadline is reached; what is open then stays in the frontiers."""
+    begin, size, cache = time.monotonic(), config.batch, {}
+    while not deadline.expired():
+        active = [s for s in searches if not s.decided]
+        if not active:
+            return
+        group = _group(active, size)
+        tick = time.monotonic()
+        key = tuple(id(s.problem) for s in group)
+        if key not in cache:
+            cache.clear()
+            cache[key] = stack([s.problem for s in group])
+        _round(group, cache[key], config, size, oracle)
+        took = time.monotonic() - tick
+        size = max(8, size // 2) if took > 0.8 else min(config.batch, 2 * size) if took < 0.3 else size
+        lowest = [b for b in (s.lower_bound() for s in active) if b is not None]
+        listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), sum(len(s.frontier) for s in active), sum(s.closed for s in searches)))
+        for search in active:
+            search.stuck |= search.frontier.nbytes() > config.frontier_bytes
+
+
+def _group(active: list[Search], size: int) -> list[Search]:
+    """The searches of one round: as many stackable ones as fill a batch, the smallest frontiers first."""
+    order = sorted(active, key=lambda s: len(s.frontier))
+    group, total = [order[0]], len(order[0].frontier)
+    for search in order[1:]:
+        if total >= size:
+            break
+        if stackable(order[0].problem, search.problem) and len(search.frontier) * (len(group) + 1) <= 2 * size:
+            group.append(search)
+            total += len(search.frontier)
+    return group
+
+
+def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, oracle: Oracle) -> None:
+    each = max(1, size // len(group))
+    work = load(shared, [s.frontier.pop_worst(each) for s in group])
+    wide = max(config.candidates, min(16, 2 * size * config.candidates // max(1, 2 * work.row.numel())))
+    neuron, useful = choose(shared, work, wide)
+    for p, search in enumerate(group):
+        _leaves(search, shared, work, p, ~useful[p, :work.count[p]], oracle)
+    kids = children(shared, work, neuron)
+    best, multipliers, corner = bound_children(shared, kids, config)
+    better = torch.maximum(best, kids.lower)
+    kids = replace(kids, lower=better, multipliers=multipliers)
+    for p, search in enumerate(group):
+        _settle(search, shared, kids, p, useful[p], corner[p], oracle)
+
+
+def bound_children(shared: Stack, kids: Work, config: BabConfig) -> tuple[Tensor, Multipliers, Tensor]:
+    return optimise(shared, kids.rows, kids.domains, kids.multipliers, Effort(config.steps), kids.target)
+
+
+def _settle(search: Search, shared: Stack, kids: Work, p: int, useful: Tensor, corner: Tensor, oracle: Oracle) -> None:
+    """Closes proved children of problem p, offers corners, keeps the rest open."""
+    count = kids.count[p]
+    real = useful.repeat_interleave(2)[:count]
+    done = kids.lower[p, :count] > kids.target[p, :count]
+    search.domains += int(real.sum())
+    closed = done & real
+    search.closed += int(closed.sum())
+    search.volume += float((0.5 ** kids.depth[p, :count][closed].to(kids.lower.dtype)).sum())
+    keep = (~done & real).nonzero().squeeze(-1)
+    if len(keep) == 0:
+        return
+    _offer(search, corner[keep][:, :search.problem.n], kids.row[p, keep], oracle)
+    if not search.falsified:
+        _push_best_row(search, unload(shared, kids, p, keep))
+
+
+def _push_best_row(search: Search, batch: DomainBatch) -> None:
+    search.frontier.push(batch)
+
+
+def _offer(search: Search, x: Tensor, row: Tensor, oracle: Oracle) -> None:
+    """Corners that satisfy every row of their polytope go to the gate."""
+    problem = search.problem
+    _, m = problem.evaluate(x)
+    polytope = problem.polytope[row]
+    outside = (problem.polytope.unsqueeze(0) == polytope.unsqueeze(1)) & (m > 2 * problem.slack)
+    hits = (~outside.any(1)).nonzero().squeeze(-1)
+    for which in polytope[hits].unique().tolist():
+        own = hits[polytope[hits] == which][:8]
+        if oracle.offer(search.key, which, problem.inputs.full(x[own])):
+            search.falsified = True
+            return
+
+
+def _leaves(search: Search, shared: Stack, work: Work, p: int, exhausted: Tensor, oracle: Oracle) -> None:
+    """Domains that no split can improve: an exact solver decides them."""
+    problem = search.problem
+    for k in exhausted.nonzero().squeeze(-1).tolist():
+        polytope = int(problem.polytope[work.row[p, k]])
+        answer = oracle.leaf(problem, polytope, work.domains.split[p, k][shared.index[p]])
+        search.closed += 1
+        if answer.lower > float(problem.slack.max()):
+            search.volume += 0.5 ** int(work.depth[p, k])
+        elif answer.x is not None and oracle.offer(search.key, polytope, problem.inputs.full(answer.x.unsqueeze(0))):
+            search.falsified = True
+            return
+        else:
+            search.stuck = True
