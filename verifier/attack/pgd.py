@@ -12,7 +12,7 @@ counterexamples of them.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,10 +27,10 @@ from verifier.spec.spec import Case
 
 ELEMENTS_CPU, ELEMENTS_GPU = 4_000_000, 200_000_000  # numbers in one pass: about a tenth of a second of work
 MAX_POINTS_A_PASS = 4096
-FEW_INPUTS, SAMPLES_FEW_INPUTS, SAMPLES_MANY_INPUTS = 64, 1024, 16
-MAX_SAMPLES, MAX_VIOLATIONS = 100_000, 20_000_000
+FEW_INPUTS, MAX_SAMPLES, MAX_VIOLATIONS, KEPT = 64, 32_768, 20_000_000, 8
 CHEAP_STEPS, ODI_STEPS = 15, 4
-FIRST_RATE, LAST_RATE, MOMENTUM = 0.5, 0.01, 0.7
+FIRST_RATE, KEPT_RATE, LAST_RATE, MOMENTUM = 0.5, 0.1, 0.005, 0.7
+LEAK = 0.1
 SOLID = 1e-4  # a margin, in units of a row's coefficients, that survives the rounding of another runtime
 
 
@@ -70,6 +70,7 @@ class _Search:
 
     def __init__(self, graph: Graph, cases: Sequence[Case], deadline: Deadline, device: torch.device | str, dtype: torch.dtype) -> None:
         self.graph = graph.to(device, dtype)
+        self.leaky = _leaky_twin(self.graph)
         self.region = region_of(cases, device, dtype)
         self.targets = _targets_of(cases, device, dtype)
         self.deadline = deadline
@@ -79,9 +80,9 @@ class _Search:
         self.best = np.full(len(self.targets.case), -np.inf)
         self.done = np.zeros(len(cases), dtype=bool)
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """`(P, n_in)` to `(P, n_out)`."""
-        return execute(self.graph, x.reshape(len(x), *self.graph.input_shape)).reshape(len(x), -1)
+    def outputs(self, x: Tensor, graph: Graph | None = None) -> Tensor:
+        """`(P, n_in)` to `(P, n_out)`, by the network or another graph of its shape."""
+        return execute(graph or self.graph, x.reshape(len(x), *self.graph.input_shape)).reshape(len(x), -1)
 
     def harvest(self, target: Tensor, x: Tensor, worst: Tensor) -> Iterator[Candidate]:
         """Candidates among points with largest violation `worst: (P,)`, where clearly better than the last one told for their target.
@@ -89,7 +90,9 @@ class _Search:
         A case with a solid candidate is done; one whose margin is within rounding is searched further.
         """
         hits = torch.nonzero(worst <= 0).flatten()
-        for p in hits[torch.argsort(worst[hits])].tolist():
+        hits = hits[torch.argsort(worst[hits])].cpu().numpy()
+        _, first = np.unique(target.cpu().numpy()[hits], return_index=True)
+        for p in hits[np.sort(first)].tolist():
             t, margin = int(target[p]), max(-float(worst[p]), 0.0)
             case = int(self.targets.case[t])
             if margin > 2 * self.best[t] and not self.done[case]:
@@ -130,15 +133,16 @@ def pgd(
     starts, violation = yield from _sampled_starts(search, generator)
     order = torch.argsort(violation)
     for chosen in order.split(search.points_a_pass):
-        yield from _descend(search, chosen, starts[chosen], CHEAP_STEPS)
+        yield from _descend(search, chosen, _plain(starts[chosen, 0]), CHEAP_STEPS)
     # Restart by restart through the targets, those nearest to a violation first.
-    for chosen in order.repeat(max(config.restarts - 1, 0)).split(search.points_a_pass):
-        chosen = chosen[search.still_open(chosen)]
+    restart = torch.arange(1, config.restarts, device=order.device).repeat_interleave(len(order))
+    target = order.repeat(max(config.restarts - 1, 0))
+    for chosen in torch.arange(len(target), device=order.device).split(search.points_a_pass):
+        chosen = chosen[search.still_open(target[chosen])]
         if search.finished():
             return
         if len(chosen):
-            x, push = _random_starts(search, chosen, starts, generator)
-            yield from _descend(search, chosen, x, config.steps, push)
+            yield from _descend(search, target[chosen], _restart(search, target[chosen], restart[chosen], starts, generator), config.steps)
 
 
 def polish(
@@ -167,7 +171,14 @@ def polish(
         if search.finished():
             return
         if len(chosen):
-            yield from _descend(search, target[chosen], project(search.region, search.targets.case[target[chosen]], x[chosen]), steps)
+            inside = project(search.region, search.targets.case[target[chosen]], x[chosen])
+            yield from _descend(search, target[chosen], _plain(inside, KEPT_RATE), steps)
+
+
+def _leaky_twin(graph: Graph) -> Graph:
+    """The network with LeakyRelu for Relu: its gradient leads off a plateau where all ReLUs of a layer are dead."""
+    nodes = (replace(n, op="LeakyRelu", attributes={"slope": LEAK}) if n.op == "Relu" else n for n in graph.nodes)
+    return replace(graph, nodes=tuple(nodes))
 
 
 def _targets_of(cases: Sequence[Case], device: torch.device | str, dtype: torch.dtype) -> _Targets:
@@ -198,60 +209,83 @@ def _targets_of(cases: Sequence[Case], device: torch.device | str, dtype: torch.
 
 
 def _sampled_starts(search: _Search, generator: torch.Generator) -> Generator[Candidate, None, tuple[Tensor, Tensor]]:
-    """The best of some samples for each target `(T, n_in)` and its violation `(T,)`; yields samples that are candidates.
+    """The best K samples for each target `(T, K, n_in)`, best first, and the best one's violation `(T,)`; yields those that are candidates.
 
-    The samples of a case (its centre, random points, random corners) serve all of its polytopes, at the price of one forward pass.
+    The samples of a case (its centre, random points, random corners) serve all of its polytopes, at the price of a few forward passes.
     """
     targets, region = search.targets, search.region
     cases, n_in = region.lower.shape
-    a_case = _samples_a_case(search)
-    starts = torch.empty(len(targets.case), n_in, device=region.lower.device, dtype=region.lower.dtype)
-    violation = torch.full((len(targets.case),), torch.inf, device=starts.device, dtype=starts.dtype)
+    kept, a_case, passes = _sampling_plan(search)
+    starts = center_of(region, targets.case).unsqueeze(1).repeat(1, kept, 1)
+    violation = torch.full((len(targets.case), kept), torch.inf, device=starts.device, dtype=starts.dtype)
     for chosen in torch.arange(cases, device=starts.device).split(max(1, search.points_a_pass // a_case)):
         mine = torch.nonzero((targets.case >= chosen[0]) & (targets.case <= chosen[-1])).flatten()
-        repeated = chosen.repeat_interleave(a_case)
-        x = sample(region, repeated, generator)
-        x[::a_case] = center_of(region, chosen)
-        if search.finished():
-            starts[mine] = center_of(region, targets.case[mine])
-            continue
-        with torch.no_grad():
-            y = search.outputs(x)
         position = targets.case[mine] - chosen[0]
-        worst = targets.violations(mine, x.view(len(chosen), a_case, -1)[position], y.view(len(chosen), a_case, -1)[position]).amax(2)
-        violation[mine], k = worst.min(1)
-        starts[mine] = x[position * a_case + k]
-        yield from search.harvest(mine, starts[mine], violation[mine])
-    return starts, violation
+        for number in range(passes):
+            if search.finished():
+                return starts, violation[:, 0]
+            x = sample(region, chosen.repeat_interleave(a_case), generator)
+            if number == 0:
+                x[::a_case] = center_of(region, chosen)
+            with torch.no_grad():
+                y = search.outputs(x).view(len(chosen), a_case, -1)[position]
+            x = x.view(len(chosen), a_case, -1)[position]
+            worst = torch.cat((violation[mine], targets.violations(mine, x, y).amax(2)), dim=1)
+            violation[mine], best = worst.topk(kept, dim=1, largest=False)
+            starts[mine] = torch.cat((starts[mine], x), dim=1).gather(1, best.unsqueeze(2).expand(-1, -1, n_in))
+            yield from search.harvest(mine, starts[mine, 0], violation[mine, 0])
+    return starts, violation[:, 0]
 
 
-def _samples_a_case(search: _Search) -> int:
-    """Many where the box has few dimensions, so that samples cover it; bounded by one pass and by the memory of their violations."""
+def _sampling_plan(search: _Search) -> tuple[int, int, int]:
+    """How many samples to keep for each target, to draw for each case in a pass, and how many passes.
+
+    Many where the box has few dimensions, so that samples cover it; a pass is bounded by its time and by the memory of its violations.
+    """
     cases, n_in = search.region.lower.shape
     targets, rows, n_out = search.targets.output.shape
-    wanted = SAMPLES_FEW_INPUTS if n_in <= FEW_INPUTS else SAMPLES_MANY_INPUTS
-    return max(1, min(wanted, search.points_a_pass, MAX_SAMPLES // cases, MAX_VIOLATIONS // (targets * (rows + n_out))))
+    few = n_in <= FEW_INPUTS
+    wanted = max(16, MAX_SAMPLES // cases) if few else 16
+    a_case = max(1, min(wanted, search.points_a_pass, MAX_VIOLATIONS // (targets * (rows + n_out + n_in))))
+    return (min(KEPT, a_case) if few else 1), a_case, (max(1, wanted // a_case) if few else 1)
 
 
-def _random_starts(search: _Search, target: Tensor, starts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One start for each of `target (P,)` and the outputs `(P, n_out)` to push first: random points, every third one output-diversified.
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Points to descend from: `x (P, n_in)`, and the first step's `rate (P,)` in radii of the region.
 
-    An output-diversified start is the target's best sample, pushed along a random direction of the outputs; the others are not pushed.
+    `push (P, n_out)`: the direction of the outputs to climb first; a zero row (or None for all) means none.
+    """
+
+    x: Tensor
+    rate: Tensor
+    push: Tensor | None = None
+
+
+def _plain(x: Tensor, rate: float = FIRST_RATE) -> _Start:
+    return _Start(x, torch.full((len(x),), rate, device=x.device, dtype=x.dtype))
+
+
+def _restart(search: _Search, target: Tensor, restart: Tensor, starts: Tensor, generator: torch.Generator) -> _Start:
+    """The starts of the pairs `(target, restart)`, both `(P,)`: by turns a random point, a kept sample, and an output-diversified start.
+
+    A kept sample is near a violation already, so its steps are small. An output-diversified start is the best sample pushed along a random
+    direction of the outputs.
     """
     x = sample(search.region, search.targets.case[target], generator)
     push = (torch.rand(len(target), search.targets.output.shape[2], generator=generator) * 2 - 1).to(x)
-    diversified = torch.arange(len(target), device=x.device) % 3 == 2
-    push[~diversified] = 0
-    return torch.where(diversified.unsqueeze(1), starts[target], x), push
+    turn, number = restart % 3, torch.div(restart, 3, rounding_mode="floor")
+    kept = (turn == 1) & (number < starts.shape[1])
+    x = torch.where(kept.unsqueeze(1), starts[target, number.clamp_max(starts.shape[1] - 1)], x)
+    x = torch.where((turn == 2).unsqueeze(1), starts[target, 0], x)
+    push[turn != 2] = 0
+    rate = torch.where(kept, KEPT_RATE, FIRST_RATE).to(x)
+    return _Start(x, rate, push)
 
 
-def _descend(search: _Search, target: Tensor, x: Tensor, steps: int, push: Tensor | None = None) -> Iterator[Candidate]:
-    """Candidates on the way of `steps` descent steps from `x: (P, n_in)`; points of cases that are done leave on the way.
-
-    Args:
-        push: `(P, n_out)` or None; a point whose row is not zero climbs along it for the first ODI_STEPS steps.
-    """
-    velocity = torch.zeros_like(x)
+def _descend(search: _Search, target: Tensor, start: _Start, steps: int) -> Iterator[Candidate]:
+    """Candidates on the way of `steps` descent steps from the start's points, one a target `(P,)`; points of finished cases leave."""
+    x, push, rate, velocity = start.x, start.push, start.rate, torch.zeros_like(start.x)
     for step in range(steps + 1):
         if search.finished() or not len(x):
             return
@@ -262,11 +296,11 @@ def _descend(search: _Search, target: Tensor, x: Tensor, steps: int, push: Tenso
             return
         velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(1e-30)
         case = search.targets.case[target]
-        rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (step / steps)
-        x = project(search.region, case, x + descent_step(search.region, case, velocity, rate))
+        decayed = rate * (LAST_RATE / rate) ** (step / steps)
+        x = project(search.region, case, x + descent_step(search.region, case, velocity, decayed))
         if int(search.done.sum()) > done_before:
             keep = search.still_open(target)
-            target, x, velocity = target[keep], x[keep], velocity[keep]
+            target, x, velocity, rate = target[keep], x[keep], velocity[keep], rate[keep]
             push = push[keep] if push is not None else None
 
 
@@ -274,11 +308,20 @@ def _violation_and_gradient(search: _Search, target: Tensor, x: Tensor, push: Te
     """The largest violation of each point `(P,)` and the gradient `(P, n_in)` of its loss.
 
     The loss of even points is the largest violation, that of odd ones the sum of the positive violations: where a polytope has many rows
-    one of the two often leads on where the other is stuck. Points with a non-zero `push` have the loss -<push, y>.
+    one of the two often leads on where the other is stuck. Points with a non-zero `push` have the loss -<push, y>. Where the gradient is
+    zero the leaky twin's stands for it.
     """
+    worst, gradient = _loss_gradient(search, search.graph, target, x, push)
+    flat = (gradient == 0).all(1)
+    if bool(flat.any()):
+        gradient[flat] = _loss_gradient(search, search.leaky, target[flat], x[flat], None)[1]
+    return worst, gradient
+
+
+def _loss_gradient(search: _Search, graph: Graph, target: Tensor, x: Tensor, push: Tensor | None) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        y = search.outputs(x)
+        y = search.outputs(x, graph)
         rows = search.targets.violations(target, x.unsqueeze(1), y.unsqueeze(1)).squeeze(1)
         worst = rows.amax(1)
         loss = worst

@@ -85,11 +85,12 @@ def _onto_l1_ball(away: Tensor, radius: Tensor) -> Tensor:
     return away.sign() * (size - threshold).clamp_min(0)
 
 
-def descent_step(region: Region, case: Tensor, gradient: Tensor, rate: float) -> Tensor:
-    """A step of `rate` radii of the region along the steepest descent of its norm, `(P, n_in)`.
+def descent_step(region: Region, case: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+    """A step of `rate (P,)` radii of the region along the steepest descent of its norm, `(P, n_in)`.
 
     In a box that is the sign of the gradient, in an l2 ball the gradient itself, in an l1 ball its largest coordinates (2 % of them).
     """
+    rate = rate.unsqueeze(1)
     step = -rate * gradient.sign() * (region.upper[case] - region.lower[case]) / 2
     if region.center is None:
         return step
