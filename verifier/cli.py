@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,6 +20,7 @@ from verifier.verdict import Reason
 
 if TYPE_CHECKING:
     from verifier.graph.ir import Graph
+    from verifier.measure.certified import ImageRow
     from verifier.verdict import Verdict
 
 UsageError = typer.BadParameter.__base__  # the class of typer's complaints about options; newer releases do not export it
@@ -90,16 +91,12 @@ def robustness(options: RobustnessOptions) -> None:
     around = Perturbation(parse_eps(options.eps), options.norm.value, clip, mean, std)
     graph = _load(options.model)
     rows = []
-    if not options.json:
-        print(f"{'index':>6} {'label':>6} {'predicted':>9} {'verdict':>8} {'seconds':>8} {'domains':>8}")
     try:
         for row in certify(graph, images[chosen], labels[chosen], around, config, line):
-            row = replace(row, index=chosen[row.index])
-            rows.append(row)
+            rows.append(replace(row, index=chosen[row.index]))
             line.clear()
             if not options.json:
-                seconds, domains = row.verdict.seconds, row.verdict.domains
-                print(f"{row.index:6d} {row.label:6d} {row.predicted:9d} {word(row.verdict):>8} {seconds:8.2f} {domains:8d}", flush=True)
+                _print_row(rows)
     except KeyboardInterrupt:
         tell("Interrupted: the summary counts the images above.")
     line.clear()
@@ -111,6 +108,14 @@ def robustness(options: RobustnessOptions) -> None:
     about_image = [{"index": r.index, "label": r.label, "predicted": r.predicted} for r in rows]
     shown = [image | {key: as_json(r.verdict)[key] for key in keep} for image, r in zip(about_image, rows)]
     print(json.dumps({"images": shown, "summary": summary.as_dict()}))
+
+
+def _print_row(rows: list[ImageRow]) -> None:
+    """The last of the rows, under a headline if it is the first."""
+    if len(rows) == 1:
+        print(f"{'index':>6} {'label':>6} {'predicted':>9} {'verdict':>8} {'seconds':>8} {'domains':>8}")
+    row, verdict = rows[-1], rows[-1].verdict
+    print(f"{row.index:6d} {row.label:6d} {row.predicted:9d} {word(verdict):>8} {verdict.seconds:8.2f} {verdict.domains:8d}", flush=True)
 
 
 @app.command(epilog="Example: verifier bounds net.onnx prop.vnnlib --engine alpha-crown --json")
@@ -142,9 +147,18 @@ def bounds(options: BoundsOptions) -> None:
 @takes(InfoOptions)
 def info(options: InfoOptions) -> None:
     """Show a network as a table: operations, shapes, parameters, zero weights and activations; unsupported nodes are named."""
-    from verifier.graph.describe import describe
+    from verifier.graph.describe import describe, total
 
-    print(describe(_load(options.model)))
+    rows = describe(_load(options.model))
+    if options.json:
+        print(json.dumps({"nodes": [asdict(row) for row in rows], "total": asdict(total(rows))}))
+        return
+    width = max(len(row.name) for row in [*rows, total(rows)])
+    print(f"{'node':<{width}}  {'operation':<13} {'shape':<18} {'parameters':>11} {'zero':>7} {'activations':>11}")
+    for row in [*rows, total(rows)]:
+        shape = "x".join(map(str, row.shape)) or "scalar"
+        zero = f"{row.sparsity:.1%}" if row.parameters else ""
+        print(f"{row.name:<{width}}  {row.op:<13} {shape:<18} {row.parameters or '':>11} {zero:>7} {row.activations or '':>11}")
 
 
 def _load(path: object) -> Graph:

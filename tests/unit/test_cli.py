@@ -96,7 +96,8 @@ def test_options_win_over_the_file_which_wins_over_the_defaults(solver, files, t
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"), [(KeyboardInterrupt(), "interrupted"), (OutOfMemory("No room."), "out of memory"), (MemoryError(), "out of memory")]
+    ("error", "reason"),
+    [(KeyboardInterrupt(), "interrupted"), (OutOfMemory("No room."), "out of memory"), (MemoryError(), "out of memory")],
 )
 def test_what_ends_the_solver_is_a_verdict_with_what_was_reached(solver, files, capsys, error: BaseException, reason: str) -> None:
     def answer(config: Config, listener: Callable[[Progress], None]) -> Verdict:
@@ -205,3 +206,12 @@ def test_help_shows_an_example_for_every_command(command: list[str], capsys) -> 
     shown = capsys.readouterr().out
     assert "Usage: verifier" in shown
     assert not command or "Example: verifier" in shown
+
+
+def test_info_is_a_table_with_a_total(digits, capsys) -> None:
+    assert run(["info", str(digits / "digits.onnx")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["conv2d_0", "Conv", "1x8x8x8", "80", "0.0%"] in lines
+    assert lines[-1] == ["total", "1x10", "4480", "0.0%", "718"]
+    assert run(["info", str(digits / "digits.onnx"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["parameters"] == 4480

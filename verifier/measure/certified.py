@@ -147,11 +147,13 @@ def certify(
         ShapeError: an image does not have as many numbers as the network has inputs.
         VerifierError: a label is not an output's number.
     """
-    from verifier.solve import verify_many
-
     if len(images) and images[0].size != math.prod(graph.input_shape):
         raise ShapeError(f"An image has the shape {images.shape[1:]} but the network takes {graph.input_shape}: {_COUNT}")
     n_out = math.prod(graph.output_shape)
+    if not ((labels >= 0) & (labels < n_out)).all():
+        raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs: are they its images?")
+    from verifier.solve import verify_many
+
     predicted = _predict(graph, [_ball(x, 0, around, 0.0, n_out) for x in images])
     for start in range(0, len(images), CHUNK):
         chunk = range(start, min(start + CHUNK, len(images)))
