@@ -9,13 +9,13 @@ from torch import Tensor
 
 from verifier.box import Box
 from verifier.graph.ir import Node
-from verifier.ops.rule import SignedAffineOp, AffineOp, register
+from verifier.ops.rule import AffineOp, SignedAffineOp, register
 
 
 def align(value: Tensor, rank: int) -> Tensor:
     """`(B, *shape)` with ones inserted after the batch until `shape` has `rank` axes: broadcasting from the right, batch kept apart."""
     missing = rank - (value.ndim - 1)
-    return value if missing == 0 else value.reshape(value.shape[0], *(1,) * missing, *value.shape[1:])
+    return value if missing <= 0 else value.reshape(value.shape[0], *(1,) * missing, *value.shape[1:])
 
 
 def sum_to_shape(coeff: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -39,6 +39,9 @@ class Linear(SignedAffineOp):
     def linear(self, node: Node, *inputs: Tensor) -> Tensor:
         return F.linear(inputs[0], node.constants["weight"])
 
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return node.constants.get("bias")
+
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         return (coeff @ node.constants["weight"],)
 
@@ -54,6 +57,9 @@ class LeftMatMul(SignedAffineOp):
 
     def linear(self, node: Node, *inputs: Tensor) -> Tensor:
         return node.constants["weight"] @ inputs[0]
+
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return None
 
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         return (node.constants["weight"].transpose(-1, -2) @ coeff,)
@@ -71,6 +77,9 @@ class Scale(SignedAffineOp):
     def linear(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0] * node.constants["scale"]
 
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return node.constants["offset"]
+
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         return (coeff * node.constants["scale"],)
 
@@ -86,6 +95,9 @@ class Add(SignedAffineOp):
         rank = len(node.shape)
         return align(inputs[0], rank) + align(inputs[1], rank)
 
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return None
+
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         return sum_to_shape(coeff, input_shapes[0]), sum_to_shape(coeff, input_shapes[1])
 
@@ -100,6 +112,9 @@ class Sub(AffineOp):
     def linear(self, node: Node, *inputs: Tensor) -> Tensor:
         rank = len(node.shape)
         return align(inputs[0], rank) - align(inputs[1], rank)
+
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return None
 
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         return sum_to_shape(coeff, input_shapes[0]), sum_to_shape(-coeff, input_shapes[1])

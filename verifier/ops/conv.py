@@ -53,6 +53,12 @@ def transpose_convolve(coeff: Tensor, node: Node, spatial: tuple[int, ...]) -> T
     return pad_spatial(full, tuple(-p for p in before), tuple(n + p - r for n, p, r in zip(spatial, before, reach, strict=True)))
 
 
+def channel_bias(node: Node) -> Tensor | None:
+    """The bias `(C_out, 1, ...)`, which broadcasts over the spatial axes; None where the node has none."""
+    bias = node.constants.get("bias")
+    return None if bias is None else bias.reshape(-1, *(1,) * (len(node.shape) - 2))
+
+
 @register("Conv")
 class Conv(SignedAffineOp):
     """Cross-correlation of (1, C, *spatial) with weight (C_out, C / group, *kernel), plus bias (C_out,)."""
@@ -67,6 +73,9 @@ class Conv(SignedAffineOp):
         batch = inputs[0].shape[0]
         return convolve(inputs[0].flatten(0, 1), node, None).reshape(batch, *node.shape)
 
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return channel_bias(node)
+
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         shape = input_shapes[0]
         return (transpose_convolve(coeff.flatten(0, 1), node, shape[2:]).reshape(coeff.shape[0], *shape),)
@@ -79,12 +88,15 @@ class ConvTranspose(SignedAffineOp):
     signed = ("weight",)
 
     def forward(self, node: Node, *inputs: Tensor) -> Tensor:
-        value, bias = self.linear(node, *inputs), node.constants.get("bias")
-        return value if bias is None else value + bias.reshape(-1, *(1,) * (len(node.shape) - 2))
+        value, bias = self.linear(node, *inputs), channel_bias(node)
+        return value if bias is None else value + bias
 
     def linear(self, node: Node, *inputs: Tensor) -> Tensor:
         value = transpose_convolve(inputs[0].flatten(0, 1), node, node.shape[2:])
         return value.reshape(inputs[0].shape[0], *node.shape)
+
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return channel_bias(node)
 
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         shape = input_shapes[0]

@@ -81,7 +81,7 @@ class LeakyRelu(ElementwiseOp):
         """
         lower, upper, slope = box.lower, box.upper, node.attributes["slope"]
         free = straddles(box, 0.0)
-        exact = torch.where(lower >= 0, 1.0, slope).to(lower.dtype)
+        exact = torch.where(lower >= 0, torch.ones_like(lower), slope)
         chord = torch.where(free, (upper - slope * lower) / torch.where(free, upper - lower, 1.0), exact)
         ends = slope * lower - chord * lower, upper - chord * upper
         offset = torch.where(free, torch.maximum(*ends) if slope <= 1 else torch.minimum(*ends), 0.0)

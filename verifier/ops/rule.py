@@ -38,6 +38,10 @@ class AffineOp(Rule):
         """L x = f(x) - f(0): what columns of an affine form are pushed through (any leading batch size)."""
         return self.forward(node, *inputs) - self.forward(node, *(torch.zeros_like(x[:1]) for x in inputs))
 
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        """f(0), of `like`'s type and broadcastable to `(1, *node.shape)`; None where it is zero."""
+        return self.forward(node, *(like.new_zeros(1, *shape) for shape in input_shapes))
+
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         """L transposed: `coeff (R, *node.shape)` to one `(R, *input_shape)` for each input. By default the vector-Jacobian product of `linear`."""
         zeros = tuple(coeff.new_zeros(coeff.shape[0], *shape) for shape in input_shapes)

@@ -17,6 +17,9 @@ class NonNegativeOp(AffineOp):
     def forward(self, node: Node, *inputs: Tensor) -> Tensor:
         return self.linear(node, *inputs)
 
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return None
+
     def interval(self, node: Node, *boxes: Box) -> Box:
         return Box(self.forward(node, *(box.lower for box in boxes)), self.forward(node, *(box.upper for box in boxes)))
 
@@ -139,6 +142,9 @@ class Pad(NonNegativeOp):
 
     def linear(self, node: Node, *inputs: Tensor) -> Tensor:
         return F.pad(inputs[0], padding_order(node.attributes["pads"]))
+
+    def shift(self, node: Node, like: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
+        return self.forward(node, like.new_zeros(1, *input_shapes[0])) if node.attributes.get("value") else None
 
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         return (F.pad(coeff, [-amount for amount in padding_order(node.attributes["pads"])]),)

@@ -1,0 +1,133 @@
+"""Which rows go through the network together: chunks of groups of rows, as large as the memory budget allows.
+
+A `Chunk` names neurons of one node: G groups with the same problem (and, for a node that windows can start at, the same position), each padded
+to S rows by rows whose bounds are computed and thrown away (`valid` False). Groups are sorted by size, so little is padded.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.network import Network, is_out_of_memory
+from verifier.bounds.rows import Frame, Rows, Window
+from verifier.bounds.windows import WINDOW_OPS
+from verifier.errors import OutOfMemory
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows `index: (G, S)` of groups `problem: (G,)`; `position: (G, d)` where the index counts channels, else it counts flattened neurons."""
+
+    problem: Tensor
+    position: Tensor | None
+    index: Tensor
+    valid: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.index.numel()
+
+
+def frame_of(problem: Tensor, window: Window | None = None) -> Frame:
+    """The frame of groups of these problems; one problem alone is noticed, and its values need not be copied."""
+    first = int(problem[0])
+    return Frame(problem, window, first if bool((problem == first).all()) else None)
+
+
+def starts_windows(network: Network, name: str) -> bool:
+    """Whether this node's rows are kept as windows: an image, behind an operation that passes windows on."""
+    return network.by_name[name].op in WINDOW_OPS and len(network.shapes[name]) in (3, 4, 5) and network.shapes[name][0] == 1
+
+
+def chunks_of(mask: Tensor, by_position: bool) -> Callable[[int], Iterator[Chunk]]:
+    """How the neurons `mask (B, *shape)` of a node are cut into chunks of at most so many rows (one group's rows at least one)."""
+    batch, shape = mask.shape[0], tuple(mask.shape[1:])
+    if by_position:
+        table = mask.flatten(2).reshape(batch, shape[1], -1).transpose(1, 2).flatten(0, 1)
+    else:
+        table = mask.flatten(1)
+    counts = table.sum(1)
+    counts, group = counts.sort(descending=True, stable=True)
+    group = group[counts > 0]
+    counts = counts[: group.numel()]
+    order = table.index_select(0, group).to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
+    positions = prod(shape[2:]) if by_position else 1
+
+    def cut(most: int) -> Iterator[Chunk]:
+        sizes, start = counts.tolist(), 0
+        while start < len(sizes):
+            together = max(1, most // sizes[start])
+            chosen = slice(start, min(start + together, len(sizes)))
+            for first in range(0, sizes[start], most):
+                last = min(first + most, sizes[start])
+                valid = torch.arange(first, last, device=mask.device) < counts[chosen, None]
+                yield Chunk(group[chosen] // positions, _positions(group[chosen] % positions, shape[2:]) if by_position else None,
+                            order[chosen, first:last], valid)
+            start = chosen.stop
+
+    return cut
+
+
+def _positions(flat: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    parts = []
+    for size in reversed(spatial):
+        parts.append(flat % size)
+        flat = flat // size
+    return torch.stack(parts[::-1], 1)
+
+
+def unit_rows(network: Network, name: str, chunk: Chunk, like: Tensor) -> tuple[str, Rows, Tensor]:
+    """Rows +z and -z of the chunk's neurons z, `(G, 2 S)`: the node to start at, its rows, and their bias.
+
+    A dense layer's neuron starts at that layer's input, with a row of the weight: the product with a unit row is never formed.
+    """
+    node, shape = network.by_name[name], network.shapes[name]
+    groups, count = chunk.index.shape
+    if chunk.position is not None:
+        rank = len(shape) - 2
+        ones = (1,) * rank
+        window = Window(chunk.position, shape[2:], ones, (0,) * rank, ones)
+        unit = _one_hot(chunk.index, shape[1], like).reshape(groups, count, 1, shape[1], *ones)
+        return name, Rows(torch.cat([unit, -unit], 1), frame_of(chunk.problem, window)), like.new_zeros(groups, 2 * count)
+    frame = frame_of(chunk.problem)
+    if node.op == "Linear" and prod(shape) == shape[-1]:
+        weight, bias = node.constants["weight"], node.constants.get("bias")
+        unit = weight[chunk.index].reshape(groups, count, *network.shapes[node.inputs[0]])
+        added = like.new_zeros(groups, count) if bias is None else bias[chunk.index]
+        return node.inputs[0], Rows(torch.cat([unit, -unit], 1), frame), torch.cat([added, -added], 1)
+    unit = _one_hot(chunk.index, prod(shape), like).reshape(groups, count, *shape)
+    return name, Rows(torch.cat([unit, -unit], 1), frame), like.new_zeros(groups, 2 * count)
+
+
+def _one_hot(index: Tensor, size: int, like: Tensor) -> Tensor:
+    return like.new_zeros(*index.shape, size).scatter_(-1, index.unsqueeze(-1), 1.0)
+
+
+def row_bytes(network: Network, name: str, copies: float, itemsize: int) -> int:
+    """What one row of a node needs: `copies` of its widest coefficient."""
+    order = [node.name for node in network.nodes]
+    return int(copies * itemsize * max(prod(network.shapes[other]) for other in order[: order.index(name) + 1]))
+
+
+def with_memory(cut: Callable[[int], Iterator[Chunk]], most: int, work: Callable[[Chunk], Result]) -> list[Result]:
+    """work(chunk) for every chunk of at most `most` rows; where memory runs out, all of it again in chunks half as large.
+
+    Raises:
+        OutOfMemory: one row alone does not fit.
+    """
+    while True:
+        try:
+            return [work(chunk) for chunk in cut(max(most, 1))]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if most <= 1:
+            raise OutOfMemory("One row of the bound computation does not fit into memory: use a machine with more, or a smaller batch.")
+        most //= 2

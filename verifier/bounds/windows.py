@@ -1,0 +1,68 @@
+"""Affine operations on cropped rows: the few whose transpose maps windows to windows. All others get whole rows.
+
+The transpose of a convolution with stride s and pads p takes the window [o, o + k) to [o s - p, (o + k - 1) s - p + reach], reach being that of
+the kernel: no border is involved, because coefficients outside the value were set to zero before.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch.nn.functional as F
+
+from verifier.bounds.rows import Rows, Window, mask_outside
+from verifier.graph.ir import Node
+from verifier.ops.conv import spatial_attributes
+from verifier.ops.pool import window_counts
+
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+WINDOW_OPS = ("Conv", "AveragePool", "Add", "Sub", "Scale")
+
+
+def window_adjoint(node: Node, rows: Rows, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Rows, ...] | None:
+    """One `Rows` for each input of the node, or None where this operation (or this broadcast) needs whole rows."""
+    if any(len(shape) != len(node.shape) for shape in input_shapes):
+        return None
+    if node.op == "Conv":
+        return (_conv(node, rows, input_shapes[0]),)
+    if node.op == "AveragePool":
+        return (_average(node, rows, input_shapes[0]),)
+    if node.op == "Scale":
+        scale = node.constants["scale"].expand(1, *node.shape)
+        return (replace(rows, coeff=rows.coeff * rows.frame.gather(scale), masked=True),)
+    if node.op in ("Add", "Sub") and input_shapes[0] == input_shapes[1] == tuple(node.shape):
+        return rows, rows if node.op == "Add" else replace(rows, coeff=-rows.coeff)
+    return None
+
+
+def _conv(node: Node, rows: Rows, shape: tuple[int, ...]) -> Rows:
+    rank, strides, dilations, _, _ = spatial_attributes(node)
+    rows = mask_outside(rows, node.shape)
+    groups, count = rows.coeff.shape[:2]
+    weight = node.constants["weight"]
+    coeff = _CONV_TRANSPOSE[rank](rows.coeff.flatten(0, 2), weight, None, strides, 0, 0, node.attributes.get("group", 1), dilations)
+    return _moved(rows, node, coeff.reshape(groups, count, 1, *coeff.shape[1:]), shape)
+
+
+def _average(node: Node, rows: Rows, shape: tuple[int, ...]) -> Rows:
+    rank, strides, dilations, _, _ = spatial_attributes(node)
+    rows = mask_outside(rows, node.shape)
+    groups, count = rows.coeff.shape[:2]
+    shares = (1 / window_counts(node, shape[2:], rows.coeff)).expand(1, *node.shape)
+    shared = (rows.coeff * rows.frame.gather(shares)).flatten(0, 3).unsqueeze(1)
+    ones = shared.new_ones(1, 1, *node.attributes["kernel_shape"])
+    coeff = _CONV_TRANSPOSE[rank](shared, ones, None, strides, 0, 0, 1, dilations)
+    return _moved(rows, node, coeff.reshape(groups, count, *shape[:2], *coeff.shape[2:]), shape)
+
+
+def _moved(rows: Rows, node: Node, coeff, shape: tuple[int, ...]) -> Rows:
+    """The rows with coefficients `coeff` of the node's input, of `shape`, and the window that they stand for."""
+    _, strides, _, before, _ = spatial_attributes(node)
+    old = rows.window
+    window = Window(
+        old.position, old.counts,
+        tuple(a * s for a, s in zip(old.stride, strides, strict=True)),
+        tuple(o * s - p for o, s, p in zip(old.offset, strides, before, strict=True)),
+        tuple(coeff.shape[-len(strides):]),
+    )
+    inside = not any(map(any, window.overhang(shape[2:])))
+    return Rows(coeff, replace(rows.frame, window=window), masked=inside)
