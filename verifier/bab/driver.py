@@ -148,9 +148,13 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
     each = max(1, size // len(group))
     work = load(shared, [s.frontier.pop_worst(each) for s in group])
     wide = max(config.candidates, min(16, 2 * size * config.candidates // max(1, 2 * work.row.numel())))
-    neuron, useful = choose(shared, work, wide)
+    useful = torch.zeros_like(work.row, dtype=torch.bool)
+    if shared.real.any():
+        neuron, useful = choose(shared, work, wide)
     for p, search in enumerate(group):
         _leaves(search, shared, work, p, ~useful[p, :work.count[p]], oracle)
+    if not bool(useful.any()):
+        return
     kids = children(shared, work, neuron)
     best, multipliers, corner = bound_children(shared, kids, config)
     better = torch.maximum(best, kids.lower)

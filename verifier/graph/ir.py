@@ -79,7 +79,7 @@ class Graph:
         import torch
 
         def move(value: Any) -> torch.Tensor:
-            tensor = torch.as_tensor(value)
+            tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
         nodes = tuple(replace(n, constants={k: move(v) for k, v in n.constants.items()}) for n in self.nodes)

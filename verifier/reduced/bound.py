@@ -163,7 +163,7 @@ class _Ascent:
         self.stack, self.rows, self.domains, self.effort = stack, rows, domains, effort
         self.alpha, self.beta = start.alpha, start.beta
         self.fixed = relu_planes(stack, domains.split)
-        self.unit = rows.wo.abs().amax(-1, keepdim=True).clamp(min=1e-12)
+        self.unit = torch.linalg.vector_norm(rows.wo, ord=1, dim=-1, keepdim=True).clamp(min=1e-12) / max(1, rows.wo.shape[-1]) ** 0.5
         self.m = self.v = None
 
     def take(self, keep: Tensor) -> _Ascent:
@@ -187,7 +187,7 @@ class _Ascent:
         if not self.stack.is_relu:
             alpha_gradient = _kind_gradient(self.stack, self.domains, self.alpha, found, z, alpha_gradient)
             z = z - _cut_points(self.stack, self.domains)
-        gradient = torch.stack([alpha_gradient, -split * z * self.unit])
+        gradient = torch.stack([alpha_gradient, -split * z])
         if self.m is None:
             self.m, self.v = 0.1 * gradient, 0.001 * gradient.square()
         else:

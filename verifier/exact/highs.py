@@ -1,0 +1,53 @@
+"""Leaves by linear programming: what splitting every neuron leaves open is decided by HiGHS, which makes branch and bound complete for ReLUs."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.bab.driver import LeafAnswer
+from verifier.reduced.problem import RELU, ReducedProblem
+
+
+def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAnswer:
+    """min over the leaf of max over the polytope's rows, with unsplit neurons in their triangle; infinite where the leaf is empty.
+
+        minimise t  subject to  rows of the polytope <= t,  -1 <= x <= 1,  z = A x + W h + b,
+        split +: h = z >= 0;  split -: h = 0, z <= 0;  free: h >= 0, h >= z, h <= u (z - l)/(u - l)
+
+    Args:
+        split: `(U,)` in {0, +1, -1}.
+
+    Raises:
+        NotImplementedError: the problem has neurons that are not ReLUs.
+
+    Sound: up to HiGHS's feasibility tolerance of 1e-7; an LP that HiGHS does not solve to optimality counts as open.
+    """
+    if any(block.kind != RELU for block in problem.blocks):
+        return LeafAnswer(-np.inf)
+    from scipy.optimize import linprog
+
+    A, W, b = (t.double().cpu().numpy() for t in (problem.A, problem.W, problem.b))
+    sign, lower, upper = split.cpu().numpy(), problem.lower.double().cpu().numpy(), problem.upper.double().cpu().numpy()
+    rows = (problem.polytope == polytope).cpu().numpy()
+    A_o, W_o, b_o = (t.double().cpu().numpy()[rows] for t in (problem.A_o, problem.W_o, problem.b_o))
+    n, u = A.shape[1], len(b)
+    slope = upper / np.maximum(upper - lower, 1e-30)
+    on, off, free = sign > 0, sign < 0, sign == 0
+    # variables: x (n), h (u), t; z is substituted
+    z = np.hstack([A, W, np.zeros((u, 1))])
+    h = np.hstack([np.zeros((u, n)), np.eye(u), np.zeros((u, 1))])
+    less = np.vstack([
+        np.hstack([A_o, W_o, -np.ones((len(b_o), 1))]), -z[on], z[off], (z - h)[free], (h - slope[:, None] * z)[free],
+    ])
+    limit = np.concatenate([-b_o, b[on], -b[off], -b[free], (slope * (b - lower))[free]])
+    same, value = (h - z)[on], b[on]
+    bounds = [(-1.0, 1.0)] * n + [(0.0, 0.0 if o else max(float(up), 0.0)) for o, up in zip(off, upper)] + [(None, None)]
+    cost = np.zeros(n + u + 1)
+    cost[-1] = 1.0
+    answer = linprog(cost, less, limit, same if len(same) else None, value if len(same) else None, bounds, method="highs")
+    if answer.status == 2:
+        return LeafAnswer(np.inf)
+    if answer.status != 0:
+        return LeafAnswer(-np.inf)
+    return LeafAnswer(float(answer.fun), torch.as_tensor(answer.x[:n], dtype=problem.b.dtype, device=problem.b.device).clamp(-1, 1))

@@ -1,0 +1,28 @@
+"""A reduced problem over a sub-box: neurons bounded again block by block, newly stable ones eliminated, inputs scaled back to [-1, 1]."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from verifier.reduced.boxes import box_bounds
+from verifier.reduced.eliminate import eliminate
+from verifier.reduced.problem import InputMap, ReducedProblem
+
+
+def restrict(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> ReducedProblem:
+    """The problem over one box `lower, upper (n,)` within [-1, 1]^n, in the box's own scaled inputs.
+
+    Sound: x = center + radius x' maps [-1, 1]^n onto the box (the radius is rounded up), and all bounds are bounds over it.
+    """
+    center, radius = (lower + upper) / 2, torch.nextafter((upper - lower) / 2, torch.full_like(lower, torch.inf))
+    bounds = box_bounds(problem, lower.unsqueeze(0), upper.unsqueeze(0))
+    old = problem.inputs
+    full = old.center.clone()
+    full[old.free] += center * old.radius
+    moved = replace(
+        problem, A=problem.A * radius, b=problem.b + problem.A @ center, A_o=problem.A_o * radius, b_o=problem.b_o + problem.A_o @ center,
+        inputs=InputMap(full, old.radius * radius, old.free),
+    )
+    return eliminate(moved.with_bounds(bounds.z_lower[0], bounds.z_upper[0]))
