@@ -13,7 +13,7 @@ ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "MaxPoo
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One node: `parameters` counts its floating constants' values, `zeros` those that are 0; `activations` its outputs if it is nonlinear."""
+    """One node: `parameters` counts the values of its constants, `zeros` those that are 0, `activations` a nonlinear node's outputs."""
 
     name: str
     op: str

@@ -14,9 +14,9 @@ def add_values(x: Value, y: Value, build: Lowering) -> Value:
     if isinstance(x, Variable) and isinstance(y, Variable):
         return build.sum_of("Add", x, y)
     if isinstance(x, Variable):
-        return build.scale(x, np.ones((), build.dtype), y)
+        return build.scale(x, 1.0, y)
     if isinstance(y, Variable):
-        return build.scale(y, np.ones((), build.dtype), x)
+        return build.scale(y, 1.0, x)
     return x + y
 
 
@@ -31,8 +31,8 @@ def subtract(node: OnnxNode, build: Lowering) -> Value:
     if isinstance(x, Variable) and isinstance(y, Variable):
         return build.sum_of("Sub", x, y)
     if isinstance(x, Variable):
-        return build.scale(x, np.ones((), build.dtype), -build.floats(y))
-    return build.scale(node.variable(1), -np.ones((), build.dtype), x)
+        return build.scale(x, 1.0, -build.floats(y))
+    return build.scale(node.variable(1), -1.0, x)
 
 
 def multiply(node: OnnxNode, build: Lowering) -> Value:
@@ -41,8 +41,8 @@ def multiply(node: OnnxNode, build: Lowering) -> Value:
     if isinstance(x, Variable) and isinstance(y, Variable):
         return build.product(x, y)
     if isinstance(x, Variable):
-        return build.scale(x, y, np.zeros((), build.dtype))
-    return build.scale(node.variable(1), x, np.zeros((), build.dtype))
+        return build.scale(x, y, 0.0)
+    return build.scale(node.variable(1), x, 0.0)
 
 
 def divide(node: OnnxNode, build: Lowering) -> Value:
@@ -50,12 +50,12 @@ def divide(node: OnnxNode, build: Lowering) -> Value:
     divisor = node.constant(1, "divisors")
     if divisor is None or not np.all(divisor):
         raise ModelError(f"Div {node.name!r} divides by zero.")
-    return build.scale(node.variable(0), 1.0 / divisor.astype(np.float64), np.zeros((), build.dtype))
+    return build.scale(node.variable(0), 1.0 / divisor.astype(np.float64), 0.0)
 
 
 def negate(node: OnnxNode, build: Lowering) -> Value:
     """-x."""
-    return build.scale(node.variable(0), -np.ones((), build.dtype), np.zeros((), build.dtype))
+    return build.scale(node.variable(0), -1.0, 0.0)
 
 
 def power(node: OnnxNode, build: Lowering) -> Value:
@@ -79,7 +79,7 @@ def mean(node: OnnxNode, build: Lowering) -> Value:
     """(x_1 + ... + x_n) / n."""
     count = len(node.inputs)
     result = total(node, build)
-    return result if count == 1 or not isinstance(result, Variable) else build.scale(result, np.float64(1 / count), np.float64(0))
+    return result if count == 1 or not isinstance(result, Variable) else build.scale(result, np.float64(1 / count), 0.0)
 
 
 def relu(node: OnnxNode, build: Lowering) -> Value:
@@ -96,7 +96,7 @@ def smooth(node: OnnxNode, build: Lowering) -> Value:
 def absolute(node: OnnxNode, build: Lowering) -> Value:
     """|x| = max(x, 0) + max(-x, 0)."""
     x = node.variable(0)
-    minus = build.scale(x, -np.ones((), build.dtype), np.zeros((), build.dtype))
+    minus = build.scale(x, -1.0, 0.0)
     return build.sum_of("Add", build.relu(x), build.relu(minus))
 
 
@@ -105,8 +105,8 @@ def sloped(x: Variable, slope: np.ndarray, build: Lowering) -> Variable:
     if slope.size == 1 and 0 <= float(slope.reshape(())) <= 1 and slope.ndim <= len(x.shape):
         return build.add("LeakyRelu", (x,), x.shape, {}, {"slope": float(slope.reshape(()))})
     slope = slope.astype(np.float64)
-    bent = build.scale(build.relu(x), 1.0 - slope, np.float64(0))
-    straight = build.scale(x, slope, np.float64(0))
+    bent = build.scale(build.relu(x), 1.0 - slope, 0.0)
+    straight = build.scale(x, slope, 0.0)
     return build.sum_of("Add", bent, straight)
 
 
@@ -168,8 +168,7 @@ def larger(x: Variable, y: Value, build: Lowering) -> Variable:
         return build.sum_of("Add", build.raise_rank(y, len(above.shape)), above)
     if y.size == 1 and y.ndim <= len(x.shape):
         return clamp(x, float(y.reshape(())), np.inf, build)
-    one = np.ones((), build.dtype)
-    return build.scale(build.relu(build.scale(x, one, -build.floats(y))), one, y)
+    return build.scale(build.relu(build.scale(x, 1.0, -build.floats(y))), 1.0, y)
 
 
 def smaller(x: Variable, y: Value, build: Lowering) -> Variable:
@@ -179,8 +178,7 @@ def smaller(x: Variable, y: Value, build: Lowering) -> Variable:
         return build.sum_of("Sub", build.raise_rank(y, len(below.shape)), below)
     if y.size == 1 and y.ndim <= len(x.shape):
         return clamp(x, -np.inf, float(y.reshape(())), build)
-    one = np.ones((), build.dtype)
-    return build.scale(build.relu(build.scale(x, -one, y)), -one, y)
+    return build.scale(build.relu(build.scale(x, -1.0, y)), -1.0, y)
 
 
 def extremum(node: OnnxNode, build: Lowering) -> Value:

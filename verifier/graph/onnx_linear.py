@@ -12,7 +12,7 @@ def linear(x: Variable, weight: np.ndarray, bias: np.ndarray | None, build: Lowe
     """x @ weight.T + bias on the last axis; `weight: (out, in)`."""
     if not x.shape or x.shape[-1] != weight.shape[1]:
         raise ShapeError(f"A matrix with {weight.shape[1]} columns meets a value of shape {x.shape}: is the model cut or the batch not 1?")
-    bias = np.zeros(weight.shape[0], weight.dtype) if bias is None else bias
+    bias = build.floats(np.zeros(weight.shape[0], np.float32)) if bias is None else bias
     return build.add("Linear", (x,), (*x.shape[:-1], weight.shape[0]), {"weight": weight, "bias": bias})
 
 
@@ -45,11 +45,11 @@ def gemm(node: OnnxNode, build: Lowering) -> Value:
         b = transposed(b, build) if node.attributes.get("transB", 0) else b
         result = matrix_product(a, b, build)
         if isinstance(result, Variable) and alpha != 1:
-            result = build.scale(result, np.float64(alpha), np.float64(0))
+            result = build.scale(result, np.float64(alpha), 0.0)
     if c is None:
         return result
     if isinstance(c, Variable):
-        c = c if beta == 1 else build.scale(c, np.float64(beta), np.float64(0))
+        c = c if beta == 1 else build.scale(c, np.float64(beta), 0.0)
     else:
         c = scaled(build.floats(c), beta)
     return add_values(result, c, build)
@@ -78,9 +78,9 @@ def matrix_product(a: Value, b: Value, build: Lowering) -> Variable:
     """a @ b by numpy's rules; at least one depends on the input."""
     if not a.shape or not b.shape:
         raise ShapeError("A matrix product has an operand without dimensions: is the file damaged?")
-    if isinstance(a, Variable) and isinstance(b, np.ndarray) and single_matrix(b):
+    if isinstance(a, Variable) and not isinstance(b, Variable) and single_matrix(b):
         return right_matrix(a, build.floats(b), build)
-    if isinstance(a, np.ndarray) and isinstance(b, Variable) and single_matrix(a):
+    if not isinstance(a, Variable) and isinstance(b, Variable) and single_matrix(a):
         return left_matrix(build.floats(a), b, build)
     return batched_product(a, b, build)
 
@@ -137,7 +137,7 @@ def batched_product(a: Value, b: Value, build: Lowering) -> Variable:
 
 def view(value: Value, shape: tuple[int, ...], build: Lowering) -> Value:
     """The same values in C order."""
-    return value.reshape(shape) if isinstance(value, np.ndarray) else build.reshape(value, shape)
+    return build.reshape(value, shape) if isinstance(value, Variable) else value.reshape(shape)
 
 
 def times(x: Value, y: Value, shape: tuple[int, ...], build: Lowering) -> Variable:
@@ -145,7 +145,7 @@ def times(x: Value, y: Value, shape: tuple[int, ...], build: Lowering) -> Variab
     if isinstance(x, Variable) and isinstance(y, Variable):
         return build.product(build.expand(x, shape), build.expand(y, shape))
     variable, constant = (x, y) if isinstance(x, Variable) else (y, x)
-    return build.scale(build.expand(variable, shape), constant, np.zeros((), build.dtype))
+    return build.scale(build.expand(variable, shape), constant, 0.0)
 
 
 def batch_normalization(node: OnnxNode, build: Lowering) -> Value:

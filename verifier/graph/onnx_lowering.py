@@ -90,7 +90,7 @@ class Lowering:
     def begin(self, stem: str) -> None:
         """What is added from here on belongs to the ONNX value `stem`, and is named after it."""
         self._stem = stem
-        self._fresh = set()
+        self._fresh.clear()
 
     def add(
         self,
@@ -108,7 +108,7 @@ class Lowering:
             count += 1
             name = f"{self._stem}/{op}_{count}"
         shape = tuple(int(size) for size in shape)
-        own = {key: np.array(value, order="C") for key, value in (constants or {}).items()}
+        own = {key: self.keep(value) for key, value in (constants or {}).items()}
         self.nodes[name] = Node(name, op, tuple(v.name for v in inputs), shape, own, dict(attributes or {}))
         self._fresh.add(name)
         return Variable(name, shape)
@@ -132,6 +132,10 @@ class Lowering:
         except ValueError:
             shown = " and ".join(str(shape) for shape in shapes)
             raise ShapeError(f"The inputs of {self._stem!r} have shapes {shown}, which do not broadcast: is the file damaged?") from None
+
+    def keep(self, value: np.ndarray) -> np.ndarray:
+        """A constant as a node holds it: an array of its own, for what is read from a file cannot be written to."""
+        return np.array(value, order="C")
 
     def floats(self, array: np.ndarray | float) -> np.ndarray:
         """A constant of a node: floating, at least as precise as it was."""
@@ -157,7 +161,7 @@ class Lowering:
     def scale(self, x: Variable, scale: np.ndarray | float, offset: np.ndarray | float) -> Variable:
         """x * scale + offset, x expanded first where a constant is larger."""
         scale, offset = self.floats(scale), self.floats(offset)
-        x = self.expand(x, self.broadcast(x.shape, scale.shape, offset.shape))
+        x = self.expand(x, self.broadcast(x.shape, tuple(scale.shape), tuple(offset.shape)))
         return self.add("Scale", (x,), x.shape, {"scale": scale, "offset": offset})
 
     def sum_of(self, op: str, x: Variable, y: Variable) -> Variable:

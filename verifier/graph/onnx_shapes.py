@@ -119,7 +119,7 @@ def surround(group: list[Value], axis: int, build: Lowering) -> Variable:
     shape = (*x.shape[:axis], x.shape[axis] + begin + end, *x.shape[axis + 1:])
     padded = build.add("Pad", (x,), shape, {}, {"pads": tuple(pads), "value": 0.0})
     offset = np.concatenate([np.zeros(p.shape, build.dtype) if isinstance(p, Variable) else build.floats(p) for p in group], axis)
-    return build.scale(padded, np.ones((), build.dtype), offset)
+    return build.scale(padded, 1.0, offset)
 
 
 def cut(x: Variable, ranges: dict[int, slice], build: Lowering) -> Variable:

@@ -111,14 +111,14 @@ def conv(node: OnnxNode, build: Lowering) -> Value:
                          "is the input layout NCHW?")
     window = same_pads(node, read_window(node, weight.shape[2:]), spatial)
     shape = (1, weight.shape[0], *output_sizes(node, window, spatial))
-    constants = {"weight": weight, "bias": full_bias(node, bias, weight.shape[0], weight.dtype)}
+    constants = {"weight": weight, "bias": full_bias(node, bias, weight.shape[0], build)}
     return build.add("Conv", (x,), shape, constants, {**window.attributes(), "group": group})
 
 
-def full_bias(node: OnnxNode, bias: np.ndarray | None, channels: int, dtype: np.dtype) -> np.ndarray:
+def full_bias(node: OnnxNode, bias: np.ndarray | None, channels: int, build: Lowering) -> np.ndarray:
     """The bias (channels,), zeros where there is none."""
     if bias is None:
-        return np.zeros(channels, dtype)
+        return build.floats(np.zeros(channels, np.float32))
     if bias.shape != (channels,):
         raise ShapeError(f"{node.op} {node.name!r} has a bias of shape {bias.shape} but {channels} output channels.")
     return bias
@@ -139,7 +139,7 @@ def conv_transpose(node: OnnxNode, build: Lowering) -> Value:
     if min(sizes) < 1:
         raise ShapeError(f"ConvTranspose {node.name!r} pads its whole output away: its size would be {sizes}.")
     channels = weight.shape[1] * group
-    constants = {"weight": weight, "bias": full_bias(node, bias, channels, weight.dtype)}
+    constants = {"weight": weight, "bias": full_bias(node, bias, channels, build)}
     attributes = {**window.attributes(), "group": group, "output_padding": extra}
     return build.add("ConvTranspose", (x,), (1, channels, *sizes), constants, attributes)
 

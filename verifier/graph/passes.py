@@ -1,14 +1,14 @@
-"""Graph -> Graph: the same function with fewer nodes. Every pass is pure and exact in real arithmetic; sums and products are taken in float64.
+"""Graph -> Graph: the same function with fewer nodes. Every pass is pure, exact in real arithmetic, and computes in float64.
 
-The parts. A *rule* looks at a chain of nodes, each read by the next one alone, and returns the nodes that replace it, or a sentence that says
-why it refuses. `rewrite` applies one rule everywhere; `simplify` applies all of them until nothing changes, which it does because every
-replacement has fewer nodes.
+The parts. A *rule* looks at a chain of nodes, each read by the next one alone, and returns the nodes that replace it, or a sentence
+that says why it refuses. `rewrite` applies one rule everywhere; `simplify` applies all of them until nothing changes, which happens because
+every replacement has fewer nodes.
 
-Precondition of all: a graph as `graph/ir.py` describes it (values known before any input is are constants of nodes, never nodes). Postcondition
-of all: the same input, the same output name, and **a node that bears the name of a node of the given graph has that node's value**; what
-stands for something new has a new name.
+Precondition of all: a graph as `graph/ir.py` describes it (what is known before any input is a constant of a node, never a node).
+Postcondition of all: the same input, the same output name, and **a node that bears the name of a node of the given graph has that node's
+value**; what stands for something new has a new name.
 
-Constants may be numpy arrays or torch tensors; tensors keep their gradient link, and rules then look at their shapes alone, never at values.
+Constants may be numpy arrays or torch tensors; tensors keep their gradient link, and rules look at their shapes alone, never at values.
 """
 from __future__ import annotations
 

@@ -1,0 +1,240 @@
+"""nn.Module -> Graph that shares the module's parameters, so that bounds are differentiable in them.
+
+Two steps. *Tracing* (torch.fx, once) finds the calls and the shape of each value. *Lowering* (`TorchTrace.graph`, about a millisecond, as
+often as wanted) turns the calls into nodes whose constants are the parameters and buffers themselves, or differentiable functions of them
+as they are at that moment: after an optimiser's step the parameters have moved along, but what was computed from them (a BatchNorm's scale)
+has not, so training asks for a new graph each step.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from verifier.errors import ModelError, ShapeError, UnsupportedError, VerifierError
+from verifier.graph.execute import execute
+from verifier.graph.ir import Graph, Node
+from verifier.graph.onnx_lowering import Variable
+from verifier.graph.torch_calls import FUNCTIONS, METHODS, TorchLowering
+from verifier.graph.torch_modules import module_call
+
+# Share of the output by which a correct graph may differ from the module, both run in the module's own type: room for reordered sums.
+RELATIVE_TOLERANCE = 1e-3
+
+
+def load_torch(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    """The graph of a module in eval mode, checked against the module on a random input.
+
+    Args:
+        module: traceable by torch.fx; one tensor in, one tensor out.
+        input_shape: the shape of one sample without the batch; the graph's input has a 1 in front.
+
+    Returns:
+        A graph whose constants are the module's parameters and buffers or differentiable functions of them.
+
+    Raises:
+        UnsupportedError: calls without a lowering; the message lists all.
+        ModelError: the module cannot be traced or run, or is in training mode where that changes its function.
+    """
+    trace = trace_torch(module, input_shape)
+    graph = trace.graph()
+    _check(trace, graph)
+    return graph
+
+
+@dataclass(frozen=True, slots=True)
+class TorchTrace:
+    """A traced module: its calls, and the shape of each call's value where that is one tensor."""
+
+    traced: fx.GraphModule
+    shapes: Mapping[str, tuple[int, ...]]
+    input_shape: tuple[int, ...]
+    source: str
+
+    def graph(self) -> Graph:
+        """The calls lowered, over the parameters as they are now; errors as for `load_torch`."""
+        return _TorchLoader(self).graph()
+
+
+def trace_torch(module: nn.Module, input_shape: tuple[int, ...]) -> TorchTrace:
+    """The module traced and run once on zeros to learn all shapes; arguments and errors as for `load_torch`."""
+    source = type(module).__name__
+    _check_eval(module, source)
+    try:
+        traced = fx.symbolic_trace(module)
+    except Exception as error:
+        raise ModelError(f"{source} cannot be traced by torch.fx ({_first_line(error)}): its forward must not branch on values.") from None
+    shape = (1, *(int(size) for size in input_shape))
+    recorder = _ShapeRecorder(traced)
+    try:
+        with torch.no_grad():
+            recorder.run(torch.zeros(shape).to(_like(module)))
+    except Exception as error:
+        raise ModelError(f"{source} cannot be run on an input of shape {shape}: {_first_line(error)}") from None
+    return TorchTrace(traced, recorder.shapes, shape, source)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Runs the calls and notes the shape of each value."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = tuple(value.shape)
+        return value
+
+
+def _check_eval(module: nn.Module, source: str) -> None:
+    """Layers that do something else in training are in eval mode."""
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    training = [name or source for name, part in module.named_modules() if isinstance(part, kinds) and part.training]
+    if training:
+        raise ModelError(f"{source} is in training mode ({', '.join(training)}): call eval() first.")
+
+
+def _like(module: nn.Module) -> Tensor:
+    """A tensor of the module's device and floating type."""
+    return next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), torch.zeros(()))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class _TorchLoader:
+    """One lowering: the value of each traced call so far, and what was refused."""
+
+    def __init__(self, trace: TorchTrace) -> None:
+        self.trace = trace
+        self.values: dict[fx.Node, Any] = {}
+        self.refused: list[str] = []
+        self.modules = dict(trace.traced.named_modules())
+        taken = frozenset(node.name for node in trace.traced.graph.nodes)
+        self.build = TorchLowering(taken, _like(trace.traced).detach())
+
+    def graph(self) -> Graph:
+        """Lower every call, then report or return."""
+        source = self.trace.source
+        inputs = [node for node in self.trace.traced.graph.nodes if node.op == "placeholder"]
+        if len(inputs) != 1:
+            raise ModelError(f"{source}.forward takes {len(inputs)} arguments; exactly one is needed.")
+        for node in self.trace.traced.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = Variable(node.name, self.trace.input_shape)
+                self.build.nodes[node.name] = Node(node.name, "Input", (), self.trace.input_shape)
+            elif node.op != "output":
+                self.step(node)
+        if self.refused:
+            raise UnsupportedError(f"{source} uses {len(self.refused)} call(s) that are not supported: {'; '.join(self.refused)}.")
+        result = fx.map_arg(self.trace.traced.graph.output_node().args[0], self.values.__getitem__)
+        if not isinstance(result, Variable):
+            raise ModelError(f"{source} returns no single tensor that depends on its input.")
+        return Graph(tuple(self.build.nodes.values()), result.name, source)
+
+    def step(self, node: fx.Node) -> None:
+        """The value of one call, or a note why there is none; what follows is judged on, by a stand-in of the recorded shape."""
+        stand_in = Variable(node.name, self.trace.shapes[node.name]) if node.name in self.trace.shapes else None
+        try:
+            self.values[node] = self.value(node)
+        except UnsupportedError as refusal:
+            self.refused.append(f"{self.called(node)} {node.name!r} ({refusal})")
+            self.values[node] = stand_in
+        except VerifierError as error:
+            if not self.refused:
+                raise type(error)(f"{self.trace.source}: {error}") from None
+            self.values[node] = stand_in
+
+    def called(self, node: fx.Node) -> str:
+        """What a person calls it: the layer's type, the function's or the method's name."""
+        if node.op == "call_module":
+            return type(self.modules[node.target]).__name__
+        return str(getattr(node.target, "__name__", node.target))
+
+    def value(self, node: fx.Node) -> Any:
+        """The value of one call: a Variable, or what torch computes where nothing depends on the input."""
+        if node.op == "get_attr":
+            return _attribute(self.trace.traced, node.target)
+        if any(self.values[given] is None for given in node.all_input_nodes):
+            return None
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
+        if not any(isinstance(self.values[given], (Variable, tuple, list)) for given in node.all_input_nodes):
+            return self.constant(node, args, kwargs)
+        self.build.begin(node.name)
+        value = self.lowered(node, args, kwargs)
+        if isinstance(value, Variable):
+            self.check_shape(node, value)
+            value = self.build.publish(value, node.name)
+            self.replace_in_place(node, value)
+        return value
+
+    def lowered(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The call's value by its lowering.
+
+        Raises:
+            UnsupportedError: there is none, or it does not know these arguments.
+        """
+        if node.op == "call_module":
+            call, args = module_call, (self.modules[node.target], *args)
+        else:
+            call = (FUNCTIONS if node.op == "call_function" else METHODS).get(node.target)
+        if call is None:
+            raise UnsupportedError("nothing lowers it")
+        try:
+            return call(self.build, *args, **kwargs)
+        except VerifierError:
+            raise
+        except Exception as error:
+            raise UnsupportedError(f"its arguments are not understood: {_first_line(error)}") from None
+
+    def constant(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What torch computes: differentiable in the parameters."""
+        if node.op == "call_module":
+            return self.modules[node.target](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)
+
+    def check_shape(self, node: fx.Node, value: Variable) -> None:
+        """The lowered shape is the recorded one."""
+        recorded = self.trace.shapes.get(node.name)
+        if recorded is not None and recorded != value.shape:
+            raise ShapeError(f"{self.called(node)} {node.name!r} gives {recorded} in torch but {value.shape} here: please report it.")
+
+    def replace_in_place(self, node: fx.Node, value: Variable) -> None:
+        """Where a call overwrites its first argument, later readers of that argument see the result."""
+        inplace = node.kwargs.get("inplace", False) or (node.op == "call_method" and node.target.endswith("_"))
+        inplace = inplace or (node.op == "call_module" and getattr(self.modules[node.target], "inplace", False))
+        inplace = inplace or (node.op == "call_function" and getattr(node.target, "__name__", "") in ("iadd", "isub", "imul", "itruediv"))
+        if inplace and isinstance(node.args[0], fx.Node):
+            self.values[node.args[0]] = value
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    """The parameter, buffer or other attribute at a dotted path."""
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _check(trace: TorchTrace, graph: Graph) -> None:
+    """The graph gives what the module gives, on one random input.
+
+    Raises:
+        ModelError: it does not, as where a call overwrites a value through a view of it.
+    """
+    with torch.no_grad():
+        x = torch.rand(trace.input_shape, generator=torch.Generator().manual_seed(0)).to(_like(trace.traced))
+        ours = execute(graph, x.unsqueeze(0)).reshape(-1)
+        theirs = trace.traced(x).reshape(-1)
+    worst = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else math.inf
+    if not worst <= RELATIVE_TOLERANCE * max(float(theirs.abs().max()), 1e-6):
+        raise ModelError(f"{trace.source}: the graph's output differs from the module's by {worst:.3g}: does a call overwrite its input?")
