@@ -24,14 +24,14 @@ def confirm(x: np.ndarray, case: Case, polytope: Polytope, replay: Replay) -> Co
     """The counterexample near x, or None: x rounded to float32 inside the case's box and ball, with replay(x) in the polytope.
 
     The box is exact: each coordinate is the float32 nearest to x among those in [lower, upper]. Where no float32 lies in [lower, upper] (a
-    fixed input such as 0.1) the float32 nearest to the interval stands. The polytope is exact too: with the float32 values taken as
+    fixed input such as 0.1) the float32 nearest to the interval stands. The polytope is exact too: with the values of x and y taken as
     rationals, output @ y + input @ x <= offset holds with tolerance zero.
 
     Args:
         x: the candidate, `(n_in,)`, any float type.
         case: the region.
         polytope: one of the case's polytopes.
-        replay: x `(n_in,)` float32 to y `(n_out,)` float32: `replay_onnx` for a file, `replay_graph` for a network without one.
+        replay: x `(n_in,)` float32 to y `(n_out,)`: `replay_onnx` for a file, `replay_graph` for a network without one.
 
     Raises:
         ShapeError: x or the network's output has another size than the property.
@@ -44,14 +44,14 @@ def confirm(x: np.ndarray, case: Case, polytope: Polytope, replay: Replay) -> Co
     inside = _into_region(point, case)
     if inside is None:
         return None
-    y = np.asarray(replay(inside), dtype=np.float32).reshape(-1)
+    y = np.asarray(replay(inside)).reshape(-1)
     if y.size != polytope.output.shape[1]:
         expected = polytope.output.shape[1]
         raise ShapeError(f"The network has {y.size} outputs but the property has {expected}: is it another network's property?")
     if not np.isfinite(y).all():
         return None
     margin = _margin(inside, y, polytope)
-    return Counterexample(inside, y, margin) if margin is not None else None
+    return Counterexample(inside, y.astype(np.float32), margin) if margin is not None else None
 
 
 def replay_onnx(path: str | Path) -> Replay:

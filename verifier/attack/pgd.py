@@ -27,11 +27,11 @@ from verifier.spec.spec import Case
 
 ELEMENTS_CPU, ELEMENTS_GPU = 4_000_000, 200_000_000  # numbers in one pass: about a tenth of a second of work
 MAX_POINTS_A_PASS = 4096
-FEW_INPUTS, MAX_SAMPLES, MAX_VIOLATIONS, KEPT = 64, 32_768, 20_000_000, 8
+FEW_INPUTS, MAX_SAMPLES, MAX_VIOLATIONS, KEPT = 64, 32_768, 20_000_000, 64
 CHEAP_STEPS, ODI_STEPS = 15, 4
-FIRST_RATE, KEPT_RATE, LAST_RATE, MOMENTUM = 0.5, 0.1, 0.005, 0.7
+FIRST_RATE, KEPT_RATES, LAST_RATE, MOMENTUM = 0.5, (0.1, 0.03), 0.005, 0.7
 LEAK = 0.1
-SOLID = 1e-4  # a margin, in units of a row's coefficients, that survives the rounding of another runtime
+SOLID = 1e-4  # a margin, relative to a row's size, that survives the rounding of another runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class _Search:
             case = int(self.targets.case[t])
             if margin > 2 * self.best[t] and not self.done[case]:
                 self.best[t] = max(margin, 1e-7)
-                self.done[case] = margin >= SOLID
+                self.done[case] = margin >= SOLID * (1 + float(self.targets.offset[t].abs().max()))
                 yield Candidate(case, int(self.targets.polytope[t]), x[p].detach().to(torch.float32).cpu().numpy(), margin)
 
     def still_open(self, target: Tensor) -> Tensor:
@@ -132,17 +132,11 @@ def pgd(
     generator = torch.Generator().manual_seed(seed)
     starts, violation = yield from _sampled_starts(search, generator)
     order = torch.argsort(violation)
-    for chosen in order.split(search.points_a_pass):
-        yield from _descend(search, chosen, _plain(starts[chosen, 0]), CHEAP_STEPS)
-    # Restart by restart through the targets, those nearest to a violation first.
-    restart = torch.arange(1, config.restarts, device=order.device).repeat_interleave(len(order))
-    target = order.repeat(max(config.restarts - 1, 0))
-    for chosen in torch.arange(len(target), device=order.device).split(search.points_a_pass):
-        chosen = chosen[search.still_open(target[chosen])]
-        if search.finished():
-            return
-        if len(chosen):
-            yield from _descend(search, target[chosen], _restart(search, target[chosen], restart[chosen], starts, generator), config.steps)
+    kept = starts.shape[1]
+    for target, number in _pairs(search, order, kept):
+        yield from _descend(search, target, _kept_starts(target, number, starts), CHEAP_STEPS if kept == 1 else config.steps)
+    for target, number in _pairs(search, order, config.restarts):
+        yield from _descend(search, target, _random_starts(search, target, number, starts, generator), config.steps)
 
 
 def polish(
@@ -172,7 +166,18 @@ def polish(
             return
         if len(chosen):
             inside = project(search.region, search.targets.case[target[chosen]], x[chosen])
-            yield from _descend(search, target[chosen], _plain(inside, KEPT_RATE), steps)
+            yield from _descend(search, target[chosen], _Start(inside, torch.full_like(inside[:, 0], KEPT_RATES[0])), steps)
+
+
+def _pairs(search: _Search, order: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs (target, number < count) in pieces of one pass, number by number through the open targets in their order, until the end."""
+    for piece in torch.arange(len(order) * count, device=order.device).split(search.points_a_pass):
+        target, number = order[piece % len(order)], torch.div(piece, len(order), rounding_mode="floor")
+        keep = search.still_open(target)
+        if search.finished():
+            return
+        if bool(keep.any()):
+            yield target[keep], number[keep]
 
 
 def _leaky_twin(graph: Graph) -> Graph:
@@ -262,25 +267,23 @@ class _Start:
     push: Tensor | None = None
 
 
-def _plain(x: Tensor, rate: float = FIRST_RATE) -> _Start:
-    return _Start(x, torch.full((len(x),), rate, device=x.device, dtype=x.dtype))
+def _kept_starts(target: Tensor, number: Tensor, starts: Tensor) -> _Start:
+    """The kept samples `number (P,)` of the targets: large steps from an only one, small ones from one of many."""
+    x = starts[target, number]
+    if starts.shape[1] == 1:
+        return _Start(x, torch.full_like(x[:, 0], FIRST_RATE))
+    return _Start(x, torch.where(number % 2 == 0, KEPT_RATES[0], KEPT_RATES[1]).to(x))
 
 
-def _restart(search: _Search, target: Tensor, restart: Tensor, starts: Tensor, generator: torch.Generator) -> _Start:
-    """The starts of the pairs `(target, restart)`, both `(P,)`: by turns a random point, a kept sample, and an output-diversified start.
+def _random_starts(search: _Search, target: Tensor, number: Tensor, starts: Tensor, generator: torch.Generator) -> _Start:
+    """The starts of the pairs `(target, number)`, both `(P,)`: by turns a random point and an output-diversified start.
 
-    A kept sample is near a violation already, so its steps are small. An output-diversified start is the best sample pushed along a random
-    direction of the outputs.
+    An output-diversified start is the target's best sample, pushed along a random direction of the outputs.
     """
     x = sample(search.region, search.targets.case[target], generator)
     push = (torch.rand(len(target), search.targets.output.shape[2], generator=generator) * 2 - 1).to(x)
-    turn, number = restart % 3, torch.div(restart, 3, rounding_mode="floor")
-    kept = (turn == 1) & (number < starts.shape[1])
-    x = torch.where(kept.unsqueeze(1), starts[target, number.clamp_max(starts.shape[1] - 1)], x)
-    x = torch.where((turn == 2).unsqueeze(1), starts[target, 0], x)
-    push[turn != 2] = 0
-    rate = torch.where(kept, KEPT_RATE, FIRST_RATE).to(x)
-    return _Start(x, rate, push)
+    diversified = (number % 2 == 1).unsqueeze(1)
+    return _Start(torch.where(diversified, starts[target, 0], x), torch.full_like(x[:, 0], FIRST_RATE), push * diversified)
 
 
 def _descend(search: _Search, target: Tensor, start: _Start, steps: int) -> Iterator[Candidate]:
