@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -94,7 +94,7 @@ def in_this_process(instance: Instance, options: Options) -> Outcome:
     from verifier.console import as_json
 
     config = verifier.Config(timeout_s=instance.timeout_s, device=options.device)
-    config = config if not options.no_attack else verifier.Config(timeout_s=instance.timeout_s, device=options.device, attack=None)
+    config = replace(config, attack=None) if options.no_attack else config
     started = time.monotonic()
     try:
         graph = verifier.load_onnx(options.root / instance.onnx)
@@ -119,25 +119,32 @@ def row_of(instance: Instance, outcome: Outcome, options: Options, now: Circumst
     )  # fmt: skip
 
 
-def run_all(instances: list[Instance], options: Options, show: Callable[[Row], None]) -> None:
+def run_all(instances: list[Instance], options: Options, measure: Callable[[Instance, Options], Outcome]) -> None:
     """Measures every instance that has no row yet, and appends its row."""
-    from dataclasses import replace
-
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     done = {(row.benchmark, row.onnx, row.vnnlib) for row in read_rows(options.out)}
     todo = [x for x in instances if (x.benchmark, x.onnx, x.vnnlib) not in done]
-    measure = in_this_process if options.one_process else in_own_process
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("", total=len(todo))
         for instance in todo:
             bar.update(task, description=f"{instance.benchmark} {Path(instance.onnx).name[:40]}")
             limited = replace(instance, timeout_s=options.timeout or instance.timeout_s)
-            row = row_of(limited, measure(limited, options), options, circumstances(options.device, options.threads))
+            row = row_of(limited, measure(limited, options), options, circumstances(_device(options.device), options.threads))
             append_row(options.out, row)
             bar.advance(task)
-            show(row)
+            bar.print(f"{row.verdict:8} {row.wall_s:7.2f} s  {row.onnx} {row.vnnlib}", highlight=False)
+
+
+def _device(name: str) -> str:
+    """The device by its own name: cpu, or the GPU's model."""
+    import torch
+
+    from verifier.solve import device_of
+
+    device = device_of(name)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def report(rows: list[Row]) -> str:
@@ -164,7 +171,7 @@ def main(options: Options) -> None:
     if not instances:
         raise typer.BadParameter(f"{options.root / 'instances.csv'} has no instance of {options.families}.")
     try:
-        run_all(instances, options, lambda row: print(f"{row.verdict:8} {row.wall_s:7.2f} s  {row.onnx} {row.vnnlib}"))
+        run_all(instances, options, in_this_process if options.one_process else in_own_process)
     except KeyboardInterrupt:
         print("Stopped: the same command goes on from here.")
     wanted = {(x.benchmark, x.onnx, x.vnnlib) for x in instances}

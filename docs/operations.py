@@ -24,7 +24,7 @@ def page() -> str:
             "",
             f"## {len(onnx)} ONNX operations",
             "",
-            "Read and lowered exactly. Any other operation is fine where it does not depend on the network's input: it is then computed once, at",
+            "Read and lowered exactly. Any other operation is fine where it does not depend on the input: it is then computed once, at",
             "loading. Everything else is refused at loading, with the names of all nodes that are in the way.",
             "",
             "|" + " |" * COLUMNS,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,7 +38,7 @@ class BabConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`attack` None skips the search for counterexamples by PGD; `device` is auto, cpu, cuda or a torch device name."""
+    """`attack` None skips the search for counterexamples by PGD; `device` is auto, cpu, cuda or one of several as cuda:1."""
 
     timeout_s: float = 120.0
     device: str = "auto"
@@ -50,6 +51,8 @@ class Config:
         _at_least(self, memory_bytes=2**20, seed=0)
         if not 0 < self.timeout_s < math.inf:
             raise VerifierError(f"timeout_s is {self.timeout_s}: give a positive number of seconds.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise VerifierError(f"device is {self.device!r}: give auto, cpu, cuda, or one of several as cuda:1.")
 
 
 def load_config(path: str | Path) -> Config:

@@ -8,6 +8,8 @@ import numpy as np
 
 
 class Status(Enum):
+    """What is known of a property: it holds, it fails, or neither was shown."""
+
     VERIFIED = "verified"
     FALSIFIED = "falsified"
     UNKNOWN = "unknown"

@@ -11,13 +11,13 @@ import verifier
 from verifier.measure.certified import Perturbation, Summary, certify
 
 HERE = Path(__file__).parent
-RADII = (0.03, 0.06, 0.12)
+RADII = (0.02, 0.05, 0.1)
 
 
 def main() -> None:
     graph = verifier.load_onnx(HERE / "digits.onnx")
     images, labels = verifier.load_images(HERE / "images.npz")
-    config = verifier.Config(timeout_s=10.0, device="cpu")
+    config = verifier.Config(timeout_s=5.0, device="cpu")
     print(f"{len(images)} images of 8 x 8 digits, pixels in [0, 1]: is every image within the radius classified as the original is?\n")
     print(f"{'radius':>8} {'certified':>10} {'falsified':>10} {'undecided':>10} {'seconds':>8}")
     for eps in RADII:

@@ -35,5 +35,5 @@ def test_every_public_name_exists(name: str) -> None:
 
 
 def test_a_name_that_is_none_is_refused() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'verfy'; it has .*verify"):
+    with pytest.raises(AttributeError, match=r"no attribute 'verfy'; it has .*verify"):
         _ = verifier.verfy
