@@ -15,8 +15,9 @@ from torch import Tensor
 
 from verifier.bounds.network import Network, is_out_of_memory
 from verifier.bounds.rows import Frame, Rows, Window
-from verifier.bounds.windows import WINDOW_OPS
+from verifier.bounds.windows import WINDOW_OPS, moved
 from verifier.errors import OutOfMemory
+from verifier.ops.conv import spatial_attributes
 
 Result = TypeVar("Result")
 
@@ -86,24 +87,32 @@ def _positions(flat: Tensor, spatial: tuple[int, ...]) -> Tensor:
 def unit_rows(network: Network, name: str, chunk: Chunk, like: Tensor) -> tuple[str, Rows, Tensor]:
     """Rows +z and -z of the chunk's neurons z, `(G, 2 S)`: the node to start at, its rows, and their bias.
 
-    A dense layer's neuron starts at that layer's input, with a row of the weight: the product with a unit row is never formed.
+    A neuron of a dense or convolutional layer starts at that layer's input, with its own weights: the product with a unit row is never formed.
     """
     node, shape = network.by_name[name], network.shapes[name]
     groups, count = chunk.index.shape
     if chunk.position is not None:
         rank = len(shape) - 2
         ones = (1,) * rank
-        window = Window(chunk.position, shape[2:], ones, (0,) * rank, ones)
+        frame = frame_of(chunk.problem, Window(chunk.position, shape[2:], ones, (0,) * rank, ones))
+        if node.op == "Conv" and node.attributes.get("group", 1) == 1 and set(spatial_attributes(node)[2]) == {1}:
+            unit = node.constants["weight"][chunk.index].unsqueeze(2)
+            return node.inputs[0], moved(frame, node, torch.cat([unit, -unit], 1), network.shapes[node.inputs[0]]), _bias(node, chunk, like)
         unit = _one_hot(chunk.index, shape[1], like).reshape(groups, count, 1, shape[1], *ones)
-        return name, Rows(torch.cat([unit, -unit], 1), frame_of(chunk.problem, window)), like.new_zeros(groups, 2 * count)
+        return name, Rows(torch.cat([unit, -unit], 1), frame), like.new_zeros(groups, 2 * count)
     frame = frame_of(chunk.problem)
     if node.op == "Linear" and prod(shape) == shape[-1]:
-        weight, bias = node.constants["weight"], node.constants.get("bias")
-        unit = weight[chunk.index].reshape(groups, count, *network.shapes[node.inputs[0]])
-        added = like.new_zeros(groups, count) if bias is None else bias[chunk.index]
-        return node.inputs[0], Rows(torch.cat([unit, -unit], 1), frame), torch.cat([added, -added], 1)
+        unit = node.constants["weight"][chunk.index].reshape(groups, count, *network.shapes[node.inputs[0]])
+        return node.inputs[0], Rows(torch.cat([unit, -unit], 1), frame), _bias(node, chunk, like)
     unit = _one_hot(chunk.index, prod(shape), like).reshape(groups, count, *shape)
     return name, Rows(torch.cat([unit, -unit], 1), frame), like.new_zeros(groups, 2 * count)
+
+
+def _bias(node: Node, chunk: Chunk, like: Tensor) -> Tensor:
+    """The bias of each row of a dense or convolutional layer, `(G, 2 S)`."""
+    bias = node.constants.get("bias")
+    added = like.new_zeros(chunk.index.shape) if bias is None else bias[chunk.index]
+    return torch.cat([added, -added], 1)
 
 
 def _one_hot(index: Tensor, size: int, like: Tensor) -> Tensor:

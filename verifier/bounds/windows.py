@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from verifier.bounds.rows import Rows, Window, mask_outside
+from verifier.bounds.rows import Frame, Rows, Window, mask_outside
 from verifier.graph.ir import Node
-from verifier.ops.conv import spatial_attributes
+from verifier.ops.conv import full_transpose, spatial_attributes
 from verifier.ops.pool import window_counts
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -35,12 +36,10 @@ def window_adjoint(node: Node, rows: Rows, input_shapes: tuple[tuple[int, ...], 
 
 
 def _conv(node: Node, rows: Rows, shape: tuple[int, ...]) -> Rows:
-    rank, strides, dilations, _, _ = spatial_attributes(node)
     rows = mask_outside(rows, node.shape)
     groups, count = rows.coeff.shape[:2]
-    weight = node.constants["weight"]
-    coeff = _CONV_TRANSPOSE[rank](rows.coeff.flatten(0, 2), weight, None, strides, 0, 0, node.attributes.get("group", 1), dilations)
-    return _moved(rows, node, coeff.reshape(groups, count, 1, *coeff.shape[1:]), shape)
+    coeff = full_transpose(rows.coeff.flatten(0, 2), node)
+    return moved(rows.frame, node, coeff.reshape(groups, count, 1, *coeff.shape[1:]), shape)
 
 
 def _average(node: Node, rows: Rows, shape: tuple[int, ...]) -> Rows:
@@ -51,13 +50,14 @@ def _average(node: Node, rows: Rows, shape: tuple[int, ...]) -> Rows:
     shared = (rows.coeff * rows.frame.gather(shares)).flatten(0, 3).unsqueeze(1)
     ones = shared.new_ones(1, 1, *node.attributes["kernel_shape"])
     coeff = _CONV_TRANSPOSE[rank](shared, ones, None, strides, 0, 0, 1, dilations)
-    return _moved(rows, node, coeff.reshape(groups, count, *shape[:2], *coeff.shape[2:]), shape)
+    return moved(rows.frame, node, coeff.reshape(groups, count, *shape[:2], *coeff.shape[2:]), shape)
 
 
-def _moved(rows: Rows, node: Node, coeff, shape: tuple[int, ...]) -> Rows:
-    """The rows with coefficients `coeff` of the node's input, of `shape`, and the window that they stand for."""
+def moved(frame: Frame, node: Node, coeff: Tensor, shape: tuple[int, ...]) -> Rows:
+    """Coefficients of the input (of `shape`) of a node whose own coefficients lay in `frame`, in the window that they stand for."""
     _, strides, _, before, _ = spatial_attributes(node)
-    old = rows.window
+    old = frame.window
+    assert old is not None
     window = Window(
         old.position, old.counts,
         tuple(a * s for a, s in zip(old.stride, strides, strict=True)),
@@ -65,4 +65,4 @@ def _moved(rows: Rows, node: Node, coeff, shape: tuple[int, ...]) -> Rows:
         tuple(coeff.shape[-len(strides):]),
     )
     inside = not any(map(any, window.overhang(shape[2:])))
-    return Rows(coeff, replace(rows.frame, window=window), masked=inside)
+    return Rows(coeff, replace(frame, window=window), masked=inside)
