@@ -12,7 +12,7 @@ def linear(x: Variable, weight: np.ndarray, bias: np.ndarray | None, build: Lowe
     """x @ weight.T + bias on the last axis; `weight: (out, in)`."""
     if not x.shape or x.shape[-1] != weight.shape[1]:
         raise ShapeError(f"A matrix with {weight.shape[1]} columns meets a value of shape {x.shape}: is the model cut or the batch not 1?")
-    bias = build.floats(np.zeros(weight.shape[0], np.float32)) if bias is None else bias
+    bias = build.floats(np.zeros(weight.shape[0], build.dtype)) if bias is None else bias
     return build.add("Linear", (x,), (*x.shape[:-1], weight.shape[0]), {"weight": weight, "bias": bias})
 
 

@@ -36,6 +36,8 @@ from verifier.graph.onnx_windows import WINDOWS
 __all__ = ["load_onnx", "read_model_bytes", "supported_operations"]
 
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+# Below a refused node: a value that depends on the input, of a shape that nobody knows.
+_OPAQUE = Variable("", ())
 _MAY_BE_INFINITE = frozenset({"Clip", "Max", "Min"})
 
 
@@ -73,7 +75,7 @@ def load_onnx(path: str | Path) -> Graph:
 
 
 class _Loader:
-    """One load: what is known of each ONNX value so far (None: below a refused node), and what was refused."""
+    """One load: what is known of each ONNX value so far (None: a constant that was refused), and what was refused."""
 
     def __init__(self, model: ModelProto, source: str) -> None:
         self.model = model
@@ -137,7 +139,7 @@ class _Loader:
             UnsupportedError: with the reason alone.
         """
         inputs = tuple(self.values[given] if given else None for given in proto.input)
-        unknown = any(given and value is None for given, value in zip(proto.input, inputs))
+        unknown = any(value is _OPAQUE or (given and value is None) for given, value in zip(proto.input, inputs))
         variable = any(isinstance(value, Variable) for value in inputs)
         self.check_operation(proto, variable)
         if unknown:
@@ -188,4 +190,5 @@ class _Loader:
         variable = any(isinstance(self.values[given], Variable) for given in proto.input if given)
         for name in proto.output:
             shape = self.inferred.get(name)
-            self.values[name] = Variable(name, shape) if variable and shape is not None else None
+            known = _OPAQUE if shape is None else Variable(name, shape)
+            self.values[name] = known if variable else None

@@ -118,7 +118,7 @@ def conv(node: OnnxNode, build: Lowering) -> Value:
 def full_bias(node: OnnxNode, bias: np.ndarray | None, channels: int, build: Lowering) -> np.ndarray:
     """The bias (channels,), zeros where there is none."""
     if bias is None:
-        return build.floats(np.zeros(channels, np.float32))
+        return build.floats(np.zeros(channels, build.dtype))
     if bias.shape != (channels,):
         raise ShapeError(f"{node.op} {node.name!r} has a bias of shape {bias.shape} but {channels} output channels.")
     return bias

@@ -24,6 +24,8 @@ from verifier.graph.torch_modules import module_call
 
 # Share of the output by which a correct graph may differ from the module, both run in the module's own type: room for reordered sums.
 RELATIVE_TOLERANCE = 1e-3
+# What a person's forward, run or traced with arguments that it was not written for, raises.
+FOREIGN_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def load_torch(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
@@ -66,14 +68,14 @@ def trace_torch(module: nn.Module, input_shape: tuple[int, ...]) -> TorchTrace:
     _check_eval(module, source)
     try:
         traced = fx.symbolic_trace(module)
-    except Exception as error:
+    except FOREIGN_ERRORS as error:
         raise ModelError(f"{source} cannot be traced by torch.fx ({_first_line(error)}): its forward must not branch on values.") from None
     shape = (1, *(int(size) for size in input_shape))
     recorder = _ShapeRecorder(traced)
     try:
         with torch.no_grad():
             recorder.run(torch.zeros(shape).to(_like(module)))
-    except Exception as error:
+    except FOREIGN_ERRORS as error:
         raise ModelError(f"{source} cannot be run on an input of shape {shape}: {_first_line(error)}") from None
     return TorchTrace(traced, recorder.shapes, shape, source)
 
@@ -135,10 +137,13 @@ class _TorchLoader:
                 self.step(node)
         if self.refused:
             raise UnsupportedError(f"{source} uses {len(self.refused)} call(s) that are not supported: {'; '.join(self.refused)}.")
-        result = fx.map_arg(self.trace.traced.graph.output_node().args[0], self.values.__getitem__)
+        result = fx.map_arg(self.output().args[0], self.values.__getitem__)
         if not isinstance(result, Variable):
             raise ModelError(f"{source} returns no single tensor that depends on its input.")
         return Graph(tuple(self.build.nodes.values()), result.name, source)
+
+    def output(self) -> fx.Node:
+        return next(node for node in self.trace.traced.graph.nodes if node.op == "output")
 
     def step(self, node: fx.Node) -> None:
         """The value of one call, or a note why there is none; what follows is judged on, by a stand-in of the recorded shape."""
@@ -192,7 +197,7 @@ class _TorchLoader:
             return call(self.build, *args, **kwargs)
         except VerifierError:
             raise
-        except Exception as error:
+        except FOREIGN_ERRORS as error:
             raise UnsupportedError(f"its arguments are not understood: {_first_line(error)}") from None
 
     def constant(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
