@@ -126,7 +126,7 @@ def pgd(
         seed: of the starts; on one machine equal seeds give equal searches, up to the deadline.
         deadline: asked before every pass through the network.
     """
-    if not cases:
+    if not any(case.polytopes for case in cases):
         return
     search = _Search(graph, cases, deadline, device, dtype)
     generator = torch.Generator().manual_seed(seed)

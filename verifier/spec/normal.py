@@ -5,15 +5,15 @@ is formed over sparse conjuncts that hold only what differs from the global part
 so a global box with one `or` of `and`s, and an `or` of many boxes, both cost time in proportion to the text. Contradictory disjuncts are
 dropped as soon as they arise.
 
-Strict comparisons are read as non-strict: the unsafe set becomes its closure, which contains it. Linear terms are evaluated exactly over
-the rationals and rounded once.
+Strict comparisons of variables are read as non-strict: the unsafe set becomes its closure, which contains it. Linear terms are evaluated
+exactly, over the rationals, and rounded once.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import ceil, floor, inf, isinf
+from math import ceil, floor, inf, isinf, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from verifier.spec.vnnlib1 import And, Apply, Compare, Formula, Not, Property, S
 MAX_DISJUNCTS = 1_000_000
 MAX_NUMBERS = 200_000_000
 MAX_TRIES_PER_DISJUNCT = 10
-_NEGATED = {"<=": ">=", ">=": "<=", "<": ">", ">": "<"}
+_NEGATED = {"<=": ">", ">=": "<", "<": ">=", ">": "<="}
 
 
 class _Row(NamedTuple):
@@ -105,7 +105,7 @@ def _gather(parts: Iterable[Formula], negated: bool, common: _Conjunct, choices:
     for part in parts:
         if type(part) is Compare:
             if negated and part.op == "=":
-                choices.append([(Compare(op, *part[1:]), False) for op in ("<=", ">=")])
+                choices.append([(Compare(op, *part[1:]), False) for op in ("<", ">")])
             else:
                 _add_comparison(part, negated, common, source)
         elif type(part) is Not:
@@ -118,25 +118,33 @@ def _gather(parts: Iterable[Formula], negated: bool, common: _Conjunct, choices:
 
 def _product(start: _Conjunct, choices: list, source: Source) -> list[_Conjunct]:
     """The disjuncts of `start` and one alternative of every choice, without those that contradict themselves."""
+    alternatives = [_alternatives(choice, source) for choice in choices]
+    # Alternatives without bounds contradict nothing, so all their combinations stay: an absurd file is refused before the work.
+    _check_count(prod(sum(not (a.lower or a.upper) for a in several) for several in alternatives), 0, source)
     result = [start]
-    for choice in choices:
-        alternatives: list[_Conjunct] = []
-        for formula, negated in choice:
-            inner, inner_choices = _Conjunct(), []
-            _gather((formula,), negated, inner, inner_choices, source)
-            alternatives += [] if inner.false else _product(inner, inner_choices, source)
-            _check_count(len(alternatives), 0, source)
-        _check_count(len(result) * len(alternatives) // MAX_TRIES_PER_DISJUNCT, 0, source)
+    for several in alternatives:
+        _check_count(len(result) * len(several) // MAX_TRIES_PER_DISJUNCT, 0, source)
         joined: list[_Conjunct] = []
         numbers = 0
         for left in result:
-            for right in alternatives:
+            for right in several:
                 both = left.both(right)
                 if not both.false:
                     joined.append(both)
                     numbers += both.size()
             _check_count(len(joined), numbers, source)
         result = joined
+    return result
+
+
+def _alternatives(choice: list, source: Source) -> list[_Conjunct]:
+    """The disjuncts of a disjunction of `(formula, negated)`."""
+    result: list[_Conjunct] = []
+    for formula, negated in choice:
+        inner, inner_choices = _Conjunct(), []
+        _gather((formula,), negated, inner, inner_choices, source)
+        result += [] if inner.false else _product(inner, inner_choices, source)
+        _check_count(len(result), 0, source)
     return result
 
 
@@ -147,7 +155,7 @@ def _check_count(disjuncts: int, numbers: int, source: Source) -> None:
 
 
 def _add_comparison(compare: Compare, negated: bool, conjunct: _Conjunct, source: Source) -> None:
-    """Adds a comparison's bound or row; negated means the closure of its complement (never called so for '=')."""
+    """Adds a comparison's bound or row; negated, its complement's (never called so for '=')."""
     op, left, right, at = compare
     if negated:
         op = _NEGATED[op]
@@ -158,6 +166,10 @@ def _add_comparison(compare: Compare, negated: bool, conjunct: _Conjunct, source
             conjunct.bound_below(left.index, right)
         return
     coefficients, offset = _difference(left, right, source)
+    if not coefficients:
+        true = {"<=": offset <= 0, ">=": offset >= 0, "<": offset < 0, ">": offset > 0, "=": offset == 0}
+        conjunct.false = conjunct.false or not true[op]
+        return
     if op[0] != ">":
         _add_row(coefficients, -offset, at, conjunct, source)
     if op[0] != "<":
@@ -218,10 +230,7 @@ def _divided(left: tuple, right: tuple, source: Source, at: int) -> tuple:
 
 
 def _add_row(coefficients: dict, offset: Fraction | int, at: int, conjunct: _Conjunct, source: Source) -> None:
-    """Adds sum coefficients * variables <= offset, as a truth value, a bound of one input, or a row."""
-    if not coefficients:
-        conjunct.false = conjunct.false or offset < 0
-        return
+    """Adds sum coefficients * variables <= offset, as a bound of one input or as a row."""
     if len(coefficients) == 1:
         (variable, c), = coefficients.items()
         if variable.letter == "X":
