@@ -152,9 +152,9 @@ def certify(
     n_out = math.prod(graph.output_shape)
     if not ((labels >= 0) & (labels < n_out)).all():
         raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs: are they its images?")
+    predicted = _predict(graph, [_ball(x, 0, around, 0.0, n_out) for x in images])
     from verifier.solve import verify_many
 
-    predicted = _predict(graph, [_ball(x, 0, around, 0.0, n_out) for x in images])
     for start in range(0, len(images), CHUNK):
         chunk = range(start, min(start + CHUNK, len(images)))
         right = [i for i in chunk if predicted[i] == labels[i]]
