@@ -76,6 +76,13 @@ def test_contradictions_and_errors_are_reported(options) -> None:
     assert counts == ["a 2 2 1 1", "b 1 0 0 0", "all 3 2 1 1"]
 
 
+def test_an_expected_sat_with_a_false_witness_is_a_contradiction(options) -> None:
+    false = ANSWER | {"verdict": "sat", "witness": {"x": [0.1]}}
+    run_all(instances(options)[1:2], options, lambda instance, given: Outcome(false, 0.5, 0))
+    (row,) = read_rows(options.out)
+    assert (row.verdict, row.expected, row.witness, row.contradicts()) == ("sat", "sat", "invalid", True)
+
+
 @pytest.mark.parametrize(("x", "holds"), [(0.75, True), (-0.5, True), (0.4, False), (1.5, False)])
 def test_a_witness_is_judged_by_region_and_output(options, x: float, holds: bool) -> None:
     assert witness_holds(options.root / "abs.onnx", options.root / "some.vnnlib", [x]) is holds
