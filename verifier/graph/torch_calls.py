@@ -35,6 +35,9 @@ class TorchLowering(Lowering):
         return value if isinstance(value, Tensor) else torch.as_tensor(value, device=self.like.device)
 
     def floats(self, array: Tensor | np.ndarray | float) -> Tensor:
+        """A tensor of the module's type; a number in float64, for without axes it changes no other tensor's type."""
+        if np.ndim(array) == 0 and not isinstance(array, Tensor):
+            return torch.tensor(float(array), dtype=torch.float64, device=self.like.device)
         if isinstance(array, Tensor):
             return array if array.is_floating_point() else array.to(self.like)
         return torch.as_tensor(array, dtype=self.like.dtype, device=self.like.device)

@@ -8,8 +8,9 @@ has not, so training asks for a new graph each step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def trace_torch(module: nn.Module, input_shape: tuple[int, ...]) -> TorchTrace:
     source = type(module).__name__
     _check_eval(module, source)
     try:
-        traced = fx.symbolic_trace(module)
+        traced = fx.symbolic_trace(_inside(module))
     except FOREIGN_ERRORS as error:
         raise ModelError(f"{source} cannot be traced by torch.fx ({_first_line(error)}): its forward must not branch on values.") from None
     shape = (1, *(int(size) for size in input_shape))
@@ -102,6 +103,12 @@ def _check_eval(module: nn.Module, source: str) -> None:
         raise ModelError(f"{source} is in training mode ({', '.join(training)}): call eval() first.")
 
 
+def _inside(module: nn.Module) -> nn.Module:
+    """A layer of torch.nn in a Sequential, for torch.fx takes the outermost module apart, whatever it is."""
+    is_layer = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+    return nn.Sequential(module).train(module.training) if is_layer else module
+
+
 def _like(module: nn.Module) -> Tensor:
     """A tensor of the module's device and floating type."""
     return next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), torch.zeros(()))
@@ -109,7 +116,7 @@ def _like(module: nn.Module) -> Tensor:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].split(". ")[0] if lines else type(error).__name__
 
 
 class _TorchLoader:
@@ -169,6 +176,7 @@ class _TorchLoader:
         if node.op == "get_attr":
             return _attribute(self.trace.traced, node.target)
         if any(self.values[given] is None for given in node.all_input_nodes):
+            self.lowering_of(node)
             return None
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
         if not any(isinstance(self.values[given], (Variable, tuple, list)) for given in node.all_input_nodes):
@@ -187,18 +195,22 @@ class _TorchLoader:
         Raises:
             UnsupportedError: there is none, or it does not know these arguments.
         """
-        if node.op == "call_module":
-            call, args = module_call, (self.modules[node.target], *args)
-        else:
-            call = (FUNCTIONS if node.op == "call_function" else METHODS).get(node.target)
-        if call is None:
-            raise UnsupportedError("nothing lowers it")
+        call = self.lowering_of(node)
         try:
             return call(self.build, *args, **kwargs)
         except VerifierError:
             raise
         except FOREIGN_ERRORS as error:
             raise UnsupportedError(f"its arguments are not understood: {_first_line(error)}") from None
+
+    def lowering_of(self, node: fx.Node) -> Callable[..., Any]:
+        """The function that lowers a call, or a refusal where there is none."""
+        if node.op == "call_module":
+            return partial(_layer, self.modules[node.target])
+        call = (FUNCTIONS if node.op == "call_function" else METHODS).get(node.target)
+        if call is None:
+            raise UnsupportedError("nothing lowers it")
+        return call
 
     def constant(self, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What torch computes: differentiable in the parameters."""
@@ -223,6 +235,10 @@ class _TorchLoader:
             self.values[node.args[0]] = value
 
 
+def _layer(module: nn.Module, build: TorchLowering, *args: Any) -> Any:
+    return module_call(build, module, *args)
+
+
 def _attribute(module: nn.Module, path: str) -> Any:
     """The parameter, buffer or other attribute at a dotted path."""
     for name in path.split("."):
@@ -237,7 +253,7 @@ def _check(trace: TorchTrace, graph: Graph) -> None:
         ModelError: it does not, as where a call overwrites a value through a view of it.
     """
     with torch.no_grad():
-        x = torch.rand(trace.input_shape, generator=torch.Generator().manual_seed(0)).to(_like(trace.traced))
+        x = torch.randn(trace.input_shape, generator=torch.Generator().manual_seed(0)).to(_like(trace.traced))
         ours = execute(graph, x.unsqueeze(0)).reshape(-1)
         theirs = trace.traced(x).reshape(-1)
     worst = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else math.inf
