@@ -13,7 +13,7 @@ from verifier.attack.confirm import Replay, confirm, replay_graph, replay_onnx
 from verifier.attack.pgd import pgd, polish
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle
-from verifier.bab.ladder import Outcome, solve_problem
+from verifier.bab.ladder import FEW_INPUTS, Outcome, solve_problem
 from verifier.config import AttackConfig, Config
 from verifier.errors import OutOfMemory, VerifierError
 from verifier.exact.highs import leaf_answer
@@ -23,6 +23,8 @@ from verifier.spec.spec import Case, Spec
 from verifier.verdict import Counterexample, Reason, Status, Verdict
 
 QUICK = AttackConfig(restarts=2, steps=20)
+SMALL_NETWORK = 50_000
+"""Neurons up to which a problem with few inputs is solved in double precision: its boxes become so small that float32 rounding decides."""
 
 
 def verify(graph: Graph, spec: Spec, config: Config = Config(), listener: Listener = silent) -> Verdict:
@@ -94,6 +96,7 @@ class _Run:
         self.device = device_of(config.device)
         self.source = graph
         self.graph = graph.to(self.device, torch.float32)
+        self.small = sum(int(np.prod(node.shape)) for node in graph.nodes) <= SMALL_NETWORK
         self._replay: Replay | None = None
 
     def replay(self, x: np.ndarray) -> np.ndarray:
@@ -152,7 +155,9 @@ class _Run:
 
     def _prove(self, k: int, cases: list[_Case], deadline: Deadline) -> Outcome:
         case = cases[k]
-        problem = build(self.graph, case.case, BuildConfig(self.config.memory_bytes))
+        free = int((case.case.upper > case.case.lower).sum())
+        graph = self.source.to(self.device, torch.float64) if self.small and free <= FEW_INPUTS else self.graph
+        problem = build(graph, case.case, BuildConfig(self.config.memory_bytes))
 
         def offer(key: int, polytope: int, x: Tensor) -> bool:
             return any(case.offer(polytope, point) for point in x.cpu().numpy())

@@ -1,8 +1,8 @@
 """Branch and bound on the input box, for problems with few free inputs: every layer becomes tighter on every half.
 
 Boxes of one problem are bounded in batches (reduced/boxes.py); where many neurons have become stable on a box, the problem is restricted to it
-(reduced/restrict.py) and goes on smaller. The input with the largest |coefficient| * width is halved. The minimising corner and the centre of every
-open box are offered as counterexamples.
+(reduced/restrict.py) and goes on smaller. What the linear bounds of a polytope's rows exclude is cut off the box (cut.py), and the input that
+moves the rows most, with and without cancellation, is halved. The minimising corner and the centre of every open box are offered as counterexamples.
 """
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle
+from verifier.bab.cut import cut
 from verifier.reduced.boxes import BoxBounds, box_bounds
 from verifier.reduced.problem import ReducedProblem
 from verifier.reduced.restrict import restrict
@@ -94,36 +95,32 @@ def _shrink(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: 
 def _round(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, share: Tensor, oracle: Oracle) -> None:
     bounds = box_bounds(problem, lower, upper)
     search.domains += len(lower)
-    value = bounds.lower - problem.slack
-    best, row = _best_rows(problem, value)
+    center, radius = (lower + upper) / 2, (upper - lower) / 2
+    found = [cut(*_rows_of(problem, bounds, polytope), radius) for polytope in problem.polytope.unique().tolist()]
+    best = torch.stack([f.best for f in found], 1)
     open_boxes = ~(best > 0).all(1)
     search.closed += int((~open_boxes).sum())
     search.volume += float(share[~open_boxes].sum())
     index = open_boxes.nonzero().squeeze(-1)
     if not len(index):
         return
-    lower, upper, best, row = lower[index], upper[index], best[index], row[index]
-    search.lowest = float(best.min())
-    if _offer(search, problem, lower, upper, bounds.a[index], row, oracle):
+    search.lowest = float(best[index].min())
+    row = torch.stack([f.a for f in found], 1)[index]
+    if _offer(search, problem, lower[index], upper[index], row, oracle):
         return
-    search.parts.append((problem, *_halve(search, lower, upper, share[index], _axis(bounds, index, best, row, upper - lower))))
+    shut = (best[index] > 0).unsqueeze(-1)
+    low = torch.stack([f.low for f in found], 1)[index].masked_fill(shut, torch.inf).amin(1)
+    high = torch.stack([f.high for f in found], 1)[index].masked_fill(shut, -torch.inf).amax(1)
+    lower, upper = center[index] + low, center[index] + torch.maximum(high, low)
+    weight = bounds.spread[index].amax(1) + bounds.a[index].abs().amax(1)
+    axis = (weight * (upper - lower)).argmax(1)
+    search.parts.append((problem, *_halve(search, lower, upper, share[index], axis)))
 
 
-def _best_rows(problem: ReducedProblem, value: Tensor) -> tuple[Tensor, Tensor]:
-    """For every box and polytope the best row's bound `(N, polytopes)` and which row it is."""
-    best, rows = [], []
-    for polytope in problem.polytope.unique().tolist():
-        members = (problem.polytope == polytope).nonzero().squeeze(-1)
-        top = value[:, members].max(1)
-        best.append(top.values)
-        rows.append(members[top.indices])
-    return torch.stack(best, 1), torch.stack(rows, 1)
-
-
-def _axis(bounds: BoxBounds, index: Tensor, best: Tensor, row: Tensor, width: Tensor) -> Tensor:
-    """The input to halve: the largest |coefficient| * width, summed over the polytopes that are open."""
-    picked = bounds.a[index].gather(1, row.unsqueeze(-1).expand(-1, -1, bounds.a.shape[-1]))
-    return ((picked.abs() * (best <= 0).unsqueeze(-1)).sum(1) * width).argmax(1)
+def _rows_of(problem: ReducedProblem, bounds: BoxBounds, polytope: int) -> tuple[Tensor, Tensor]:
+    """The rows of one polytope as linear functions over each box: `middle (N, R)` less slack, `a (N, R, n)`."""
+    members = (problem.polytope == polytope).nonzero().squeeze(-1)
+    return bounds.middle[:, members] - problem.slack[members], bounds.a[:, members]
 
 
 def _halve(search: InputSearch, lower: Tensor, upper: Tensor, share: Tensor, axis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,10 +134,10 @@ def _halve(search: InputSearch, lower: Tensor, upper: Tensor, share: Tensor, axi
     return torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2
 
 
-def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, a: Tensor, row: Tensor, oracle: Oracle) -> bool:
-    """Centres and minimising corners that satisfy every row of a polytope go to the gate."""
-    corners = [torch.where(a.gather(1, row[:, k, None, None].expand(-1, 1, a.shape[-1])).squeeze(1) > 0, lower, upper) for k in range(row.shape[1])]
-    x = torch.cat([(lower + upper) / 2, *corners[:4]])
+def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, row: Tensor, oracle: Oracle) -> bool:
+    """Centres and minimising corners (of the rows `row (N, polytopes, n)`) that satisfy every row of a polytope go to the gate."""
+    corners = [torch.where(row[:, k] > 0, lower, upper) for k in range(min(4, row.shape[1]))]
+    x = torch.cat([(lower + upper) / 2, *corners])
     _, m = problem.evaluate(x)
     for polytope in problem.polytope.unique().tolist():
         inside = (m[:, problem.polytope == polytope] <= 0).all(1).nonzero().squeeze(-1)[:8]

@@ -6,6 +6,8 @@ neuron. Newly stable neurons are eliminated before the next block, which sees th
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from verifier.bab.work import children, load, unload
 from verifier.config import BabConfig
 from verifier.reduced.bound import Effort
 from verifier.reduced.eliminate import eliminate
-from verifier.reduced.problem import ReducedProblem, stack
+from verifier.reduced.problem import ReducedProblem, Stack, stack
 from verifier.reduced.tighten import rows_as_problem
 
 
@@ -53,14 +55,12 @@ def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: De
     return problem.with_bounds(lower, upper)
 
 
-def _split(search: Search, shared, worst: DomainBatch, config: BabConfig, closed: Tensor) -> None:
+def _split(search: Search, shared: Stack, worst: DomainBatch, config: BabConfig, closed: Tensor) -> None:
     work = load(shared, [worst])
     neuron, _ = choose(shared, work, config.candidates)
     kids = children(shared, work, neuron)
     best, multipliers, _ = bound_children(shared, kids, config)
     best = torch.maximum(best, kids.lower)
-    from dataclasses import replace
-
     kids = replace(kids, lower=best, multipliers=multipliers)
     done = (best > kids.target)[0]
     search.domains += len(done)

@@ -10,15 +10,21 @@ import torch
 from torch import Tensor
 
 from verifier.reduced.planes import kind_planes, relu_upper
-from verifier.reduced.problem import RELU, Block, ReducedProblem, activation
+from verifier.reduced.problem import RELU, Block, ReducedProblem, activation, rounding
 
 
 @dataclass(frozen=True, slots=True)
 class BoxBounds:
-    """`lower (N, S)` of the specification rows, their input coefficients `a (N, S, n)`, and the neurons' bounds `z_lower, z_upper (N, U)`."""
+    """Each specification row m is at least <a, x - center> + middle over its box: `a (N, S, n)`, `middle (N, S)`; its minimum is `lower (N, S)`.
+
+    `spread (N, S, n)` is what an input moves a row by where nothing cancels, |nu| |A|: which input matters for the relaxation.
+    `z_lower, z_upper (N, U)` bound the neurons.
+    """
 
     lower: Tensor
     a: Tensor
+    middle: Tensor
+    spread: Tensor
     z_lower: Tensor
     z_upper: Tensor
 
@@ -48,8 +54,9 @@ def box_bounds(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> BoxBoun
         if block.size:
             _bound_block(problem, block, center, radius, (z_lower, z_upper), planes)
             _fill(block, z_lower, z_upper, planes)
-    value, a = _backward(problem, problem.W_o, problem.A_o, problem.b_o, problem.unstable, center, radius, planes)
-    return BoxBounds(value, a, z_lower, z_upper)
+    middle, a, nu = _backward(problem, problem.W_o, problem.A_o, problem.b_o, problem.unstable, center, planes)
+    spread = problem.A_o.abs() + nu.abs() @ problem.A.abs()
+    return BoxBounds(middle - (a.abs() @ radius.unsqueeze(-1)).squeeze(-1), a, middle, spread, z_lower, z_upper)
 
 
 def _bound_block(problem: ReducedProblem, block: Block, center: Tensor, radius: Tensor, z: tuple[Tensor, Tensor], planes: _Planes) -> None:
@@ -62,16 +69,17 @@ def _bound_block(problem: ReducedProblem, block: Block, center: Tensor, radius: 
         high, low = planes.h_high[:, before], planes.h_low[:, before]
         middle = middle + (high + low) / 2 @ W.T
         reach = reach + (high - low) / 2 @ W.abs().T
-    room = 1e-6 * (middle.abs() + reach)
+    room = rounding(middle.dtype) * (middle.abs() + reach)
     lower, upper = torch.maximum(z[0][:, at], middle - reach - room), torch.minimum(z[1][:, at], middle + reach + room)
     open_rows = ((lower < 0) & (upper > 0)).any(0) if block.kind == RELU else torch.ones_like(lower[0], dtype=torch.bool)
     index = open_rows.nonzero().squeeze(-1)
     if block.start > block.reach and len(index):
         wo = problem.W[at][index, :block.start]
-        value, _ = _backward(
+        middle, a, _ = _backward(
             problem, torch.cat([wo, -wo]), torch.cat([A[index], -A[index]]), torch.cat([problem.b[at][index], -problem.b[at][index]]),
-            block.start, center, radius, planes,
+            block.start, center, planes,
         )
+        value = middle - (a.abs() @ radius.unsqueeze(-1)).squeeze(-1)
         room = room[:, index]
         lower[:, index] = torch.maximum(lower[:, index], value[:, :len(index)] - room)
         upper[:, index] = torch.minimum(upper[:, index], -value[:, len(index):] + room)
@@ -93,8 +101,8 @@ def _fill(block: Block, z_lower: Tensor, z_upper: Tensor, planes: _Planes) -> No
     planes.h_low[:, at], planes.h_high[:, at] = torch.where(turn, 0.0, ends.amin(0)), ends.amax(0)
 
 
-def _backward(problem: ReducedProblem, wo: Tensor, ao: Tensor, bo: Tensor, stop: int, center: Tensor, radius: Tensor, planes: _Planes) -> tuple[Tensor, Tensor]:
-    """Lower bounds `(N, R)` and input coefficients `(N, R, n)` of rows `wo (R, U or stop)`, `ao (R, n)`, `bo (R,)` over neurons before `stop`."""
+def _backward(problem: ReducedProblem, wo: Tensor, ao: Tensor, bo: Tensor, stop: int, center: Tensor, planes: _Planes) -> tuple[Tensor, Tensor, Tensor]:
+    """Linear lower bounds <a, x - center> + middle, `middle (N, R)`, `a (N, R, n)` and the neurons' coefficients `nu (N, R, stop)`, of rows `wo (R, U or stop)`, `ao (R, n)`, `bo (R,)` over neurons before `stop`."""
     c = wo[:, :stop].expand(len(center), -1, -1).clone()
     nu = torch.empty_like(c)
     offset = torch.zeros(len(center), len(wo), dtype=c.dtype, device=c.device)
@@ -113,5 +121,4 @@ def _backward(problem: ReducedProblem, wo: Tensor, ao: Tensor, bo: Tensor, stop:
             c[..., block.reach:block.start] += value @ problem.W[at, block.reach:block.start]
     a = ao + nu @ problem.A[:stop]
     value = bo + offset + nu @ problem.b[:stop]
-    value = value + (a @ center.unsqueeze(-1)).squeeze(-1) - (a.abs() @ radius.unsqueeze(-1)).squeeze(-1)
-    return value, a
+    return value + (a @ center.unsqueeze(-1)).squeeze(-1), a, nu

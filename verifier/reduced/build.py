@@ -23,11 +23,8 @@ from verifier.ops.rule import AffineOp, rule_for
 from verifier.reduced.bound import Rows, backward
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.planes import Domains, planes_at, relu_planes, start_alpha
-from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, stack
+from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, rounding, stack
 from verifier.spec.spec import Case
-
-ROUNDING = 1e-6
-"""Relative size of the float32 rounding of a row: 16 units of roundoff of the sum of its absolute terms. Bounds are widened by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def input_map(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Inp
     if case.ball is None:
         return inputs, None
     at = tensor(((case.ball.center[free] - exact[free]) / radius[free]).astype(number))
-    return inputs, ScaledBall(at, inputs.radius, case.ball.radius * (1 + ROUNDING), case.ball.norm)
+    return inputs, ScaledBall(at, inputs.radius, case.ball.radius * (1 + rounding(dtype)), case.ball.norm)
 
 
 class _Builder:
@@ -92,7 +89,7 @@ class _Builder:
             center += mid @ neurons
             for chunk in torch.arange(flat.shape[1], device=flat.device).split(max(1, 2**24 // max(1, len(neurons)))):
                 reach[chunk] += half @ neurons[:, chunk[0]:chunk[-1] + 1].abs()
-        room = ROUNDING * (flat[0].abs() + center.abs() + reach)
+        room = rounding(flat.dtype) * (flat[0].abs() + center.abs() + reach)
         lower, upper = center - reach - room, center + reach + room
         open_rows = ((lower < 0) & (upper > 0)).nonzero().squeeze(-1)
         if problem.unstable and len(open_rows):
@@ -142,7 +139,7 @@ class _Builder:
         if kind == RELU:
             open_rows, keep = (lower < 0) & (upper > 0), lower >= 0
         else:
-            open_rows, keep = upper - lower > 8 * ROUNDING * torch.maximum(lower.abs(), upper.abs()), torch.zeros_like(lower, dtype=torch.bool)
+            open_rows, keep = upper - lower > 8 * rounding(flat.dtype) * torch.maximum(lower.abs(), upper.abs()), torch.zeros_like(lower, dtype=torch.bool)
         index = open_rows.nonzero().squeeze(-1)
         count = len(index)
         self.room((len(lower),))
@@ -182,7 +179,7 @@ class _Builder:
         polytope = torch.cat([torch.full((len(part),), k, device=flat.device) for k, part in enumerate(parts)])
         low, high = self.activation_range()
         magnitude = rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ torch.maximum(low.abs(), high.abs())
-        return replace(p, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope, slack=ROUNDING * magnitude)
+        return replace(p, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope, slack=rounding(flat.dtype) * magnitude)
 
 
 def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> ReducedProblem:

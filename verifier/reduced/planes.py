@@ -73,8 +73,9 @@ def planes_at(stack: Stack, domains: Domains, fixed: Planes, alpha: Tensor) -> P
     low = torch.where(domains.split == 0, alpha, fixed.low)
     if stack.is_relu:
         return Planes(low, fixed.up, fixed.up_off, None)
-    up, up_off = fixed.up.clone(), fixed.up_off.expand_as(fixed.up).clone()
-    low, low_off = low.clone(), torch.zeros_like(up)
+    shape = domains.lower.shape
+    low, up, up_off = (t.expand(shape).clone() for t in (low, fixed.up, fixed.up_off))
+    low_off = torch.zeros_like(up)
     for block in stack.blocks:
         if block.kind == RELU:
             continue

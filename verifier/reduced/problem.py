@@ -16,6 +16,11 @@ from torch import Tensor
 RELU = "relu"
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """What the rounding of a row can come to, relative to the sum of its absolute terms: 16 units of roundoff. Bounds give it away."""
+    return 8 * torch.finfo(dtype).eps
+
+
 @dataclass(frozen=True, slots=True)
 class InputMap:
     """x_full = center + scatter(radius * x): from scaled free inputs back to the network's flattened input.

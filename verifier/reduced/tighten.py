@@ -1,6 +1,8 @@
 """Better bounds of the neurons themselves: every unstable row of a block optimised with alpha (and beta under a split), block after block."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -8,10 +10,7 @@ from verifier.bab.budget import Deadline
 from verifier.reduced.bound import Effort, Multipliers, Rows, neuron_rows, optimise
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.planes import Domains, start_alpha
-from verifier.reduced.problem import Block, ReducedProblem, stack
-
-ROUNDING = 1e-6
-"""As in build.py: bounds are widened by it times the size of the row."""
+from verifier.reduced.problem import Block, ReducedProblem, rounding, stack
 
 
 def tighten(problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_bytes: int = 2**30) -> ReducedProblem:
@@ -49,9 +48,9 @@ def bound_rows(problem: ReducedProblem, rows: Rows, effort: Effort) -> Tensor:
 
 
 def row_rounding(problem: ReducedProblem, rows: Rows) -> Tensor:
-    """What the rounding of a row's bound can come to, `(1, K)`: ROUNDING times the sum of its absolute terms."""
+    """What the rounding of a row's bound can come to, `(1, K)`: `rounding` times the sum of its absolute terms."""
     size = torch.maximum(problem.lower.abs(), problem.upper.abs())
-    return ROUNDING * (rows.bo.abs() + rows.ao.abs().sum(-1) + rows.wo.abs() @ size)
+    return rounding(rows.bo.dtype) * (rows.bo.abs() + rows.ao.abs().sum(-1) + rows.wo.abs() @ size)
 
 
 def rows_as_problem(problem: ReducedProblem, block: Block) -> ReducedProblem:
@@ -59,13 +58,11 @@ def rows_as_problem(problem: ReducedProblem, block: Block) -> ReducedProblem:
 
     Each row is a polytope of its own; branch and bound on it bounds the neurons.
     """
-    from dataclasses import replace
-
     rows = neuron_rows(problem, block)
     s = block.start
     return replace(
         problem, A=problem.A[:s], W=problem.W[:s, :s], b=problem.b[:s], lower=problem.lower[:s], upper=problem.upper[:s],
-        neuron=problem.neuron[:s], split=problem.split[:s], blocks=tuple(k for k in problem.blocks if k.end <= s and k.start < s or k.end <= s),
+        neuron=problem.neuron[:s], split=problem.split[:s], blocks=tuple(k for k in problem.blocks if k.end <= s),
         A_o=rows.ao[0], W_o=rows.wo[0, :, :s], b_o=rows.bo[0], polytope=torch.arange(2 * block.size, device=rows.bo.device),
         slack=row_rounding(problem, rows)[0],
     )

@@ -1,0 +1,61 @@
+"""What the linear bounds of a polytope's rows say together: a convex combination that is positive, or the part of a box that they leave.
+
+Where every row m_r >= <a_r, d> + middle_r over the box (d the offset from its centre), a point is unsafe only if all of these are <= 0.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """`best (N,)` the largest minimum of a convex combination of the rows, its coefficients `a (N, n)`, and the offsets `low, high (N, n)` that are left."""
+
+    best: Tensor
+    a: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
+    """Combines and intersects the rows `middle (N, R)`, `a (N, R, n)` over |d| <= `radius (N, n)`.
+
+    Sound: a positive combination excludes the polytope; a point of it satisfies every row, hence every row's limit on one coordinate while the others
+    are at their most favourable.
+    """
+    best, combined, middle_combined = _combine(middle, a, radius)
+    rows = torch.cat([a, combined.unsqueeze(1)], 1) if a.shape[1] > 1 else a
+    lower = torch.cat([middle, middle_combined.unsqueeze(1)], 1) if a.shape[1] > 1 else middle
+    lower = lower - (rows.abs() @ radius.unsqueeze(-1)).squeeze(-1)
+    # a_i d_i <= -lower - |a_i| r_i for a point of the polytope
+    reach = (-lower).clamp(min=0).unsqueeze(-1) / rows.abs().clamp(min=1e-30) * (1 + 1e-9) - radius.unsqueeze(1)
+    high = torch.where(rows > 0, reach, torch.inf).amin(1)
+    low = torch.where(rows < 0, -reach, -torch.inf).amax(1)
+    low, high = torch.maximum(low, -radius), torch.minimum(high, radius)
+    return Cut(best, combined, torch.minimum(low, radius), torch.maximum(high, -radius))
+
+
+def _combine(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """max over weights on the simplex of min over the box, by exponentiated gradient from the best single row."""
+    single = middle - (a.abs() @ radius.unsqueeze(-1)).squeeze(-1)
+    best, row = single.max(1)
+    at = row[:, None, None].expand(-1, 1, a.shape[-1])
+    found, found_middle = a.gather(1, at).squeeze(1), middle.gather(1, row.unsqueeze(1)).squeeze(1)
+    if a.shape[1] == 1:
+        return best, found, found_middle
+    weight = torch.full_like(middle, 1 / middle.shape[1])
+    for step in range(STEPS):
+        form, constant = (weight.unsqueeze(1) @ a).squeeze(1), (weight * middle).sum(1)
+        value = constant - (form.abs() * radius).sum(1)
+        better = value > best
+        best = torch.where(better, value, best)
+        found, found_middle = torch.where(better.unsqueeze(1), form, found), torch.where(better, constant, found_middle)
+        gradient = middle - (a @ (form.sign() * radius).unsqueeze(-1)).squeeze(-1)
+        size = (gradient.amax(1, keepdim=True) - gradient.amin(1, keepdim=True)).clamp(min=1e-30)
+        weight = torch.softmax(weight.clamp(min=1e-12).log() + 3 / (1 + step) ** 0.5 * gradient / size, 1)
+    return best, found, found_middle
