@@ -72,12 +72,13 @@ class ProgressLine:
 
     def __call__(self, progress: Progress) -> None:
         self.latest = progress
+        text = f"{time.monotonic() - self.started:.1f} s, {_line(progress)}"  # the whole run's seconds; a stage counts its own
         if self.verbose:
-            tell(_line(progress))
+            tell(text)
         elif sys.stderr.isatty() and time.monotonic() - self.shown_at > 0.1:
             self.shown_at = time.monotonic()
             width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[2K{_line(progress)[:width]}")
+            sys.stderr.write(f"\r\x1b[2K{text[:width]}")
             sys.stderr.flush()
 
     def clear(self) -> None:
@@ -95,7 +96,7 @@ class ProgressLine:
 
 
 def _line(progress: Progress) -> str:
-    parts = [f"{progress.seconds:.1f} s", progress.stage]
+    parts = [progress.stage]
     if progress.lower_bound is not None:
         parts.append(f"lower bound {progress.lower_bound:.4g}")
     if progress.open_domains or progress.closed_domains:
