@@ -8,10 +8,11 @@ import json
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from verifier import __version__
 from verifier.config import Config, load_config
 from verifier.console import Answer, ProgressLine, as_json, finite, tell, watch, word
 from verifier.errors import OutOfMemory, VerifierError
@@ -27,8 +28,14 @@ UsageError = typer.BadParameter.__base__  # the class of typer's complaints abou
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"verifier {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def about() -> None:
+def about(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
     """Prove that a neural network keeps a property on every input of a region, or find an input where it does not."""
 
 
@@ -63,7 +70,9 @@ def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdi
 
         elapsed = time.monotonic() - line.started
         left = max(config.timeout_s - elapsed, min(config.timeout_s, 0.5))  # the user's clock started with the command, not with the solver
-        return replace(solve.verify(graph, spec, replace(config, timeout_s=left), line), seconds=time.monotonic() - line.started)
+        verdict = solve.verify(graph, spec, replace(config, timeout_s=left), line)
+        sentence = f"The time of {config.timeout_s:g} s is over." if verdict.reason is Reason.TIMEOUT else verdict.sentence
+        return replace(verdict, sentence=sentence, seconds=time.monotonic() - line.started)
     except KeyboardInterrupt:
         return line.undecided(Reason.INTERRUPTED, "Interrupted.")
     except OutOfMemory as error:
