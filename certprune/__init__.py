@@ -1,2 +1,4 @@
 """CertPrune: networks pruned so that they can be proved robust; the prover itself is the package `verifier`."""
-__version__ = "0.1.0"
+from verifier import __version__
+
+__all__ = ["__version__"]

@@ -156,11 +156,12 @@ def start(body: str, arguments: list[str]) -> subprocess.Popen:
 
 @pytest.mark.parametrize("body", ["time.sleep(60)", "\n    while True: pass"], ids=["asleep", "busy"])
 def test_a_verdict_within_two_seconds_after_the_time_whatever_the_solver_does(files, tmp_path, body: str) -> None:
-    started = time.monotonic()
     child = start(body, [*files, "--timeout", "2", "--results-file", str(tmp_path / "out.txt")])
+    assert any("started" in line for line in iter(child.stderr.readline, ""))
+    started = time.monotonic()
     out, err = child.communicate(timeout=30)
     assert (child.returncode, out) == (0, "timeout\n")
-    assert time.monotonic() - started < 2 + 2 + 0.5  # half a second to start the interpreter on a busy machine
+    assert time.monotonic() - started < 2 + 2
     assert (tmp_path / "out.txt").read_text() == "timeout\n"
     assert "lower bound -0.5" in err
 
