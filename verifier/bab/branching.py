@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from verifier.bab.work import Work, children
-from verifier.reduced.bound import Backward, Multipliers, backward, neuron_values
-from verifier.reduced.planes import Planes, planes_at, relu_planes
+from verifier.reduced.bound import Backward, backward, neuron_values
+from verifier.reduced.planes import Planes, fixed_planes, planes_at
 from verifier.reduced.problem import RELU, Stack, activation
 
 NONE = -1.0
@@ -42,7 +42,7 @@ def scores(stack: Stack, work: Work, found: Backward, planes: Planes) -> tuple[T
 
 def choose(stack: Stack, work: Work, candidates: int) -> tuple[Tensor, Tensor]:
     """The neuron to split for every domain `(P, K)`, and whether there is one that matters `(P, K)`."""
-    planes = planes_at(stack, work.domains, relu_planes(stack, work.domains.split), work.multipliers.alpha)
+    planes = planes_at(stack, work.domains, fixed_planes(stack, work.domains), work.multipliers.alpha)
     found = backward(stack, work.rows, work.domains, planes, work.multipliers.beta)
     intercept, gap = scores(stack, work, found, planes)
     k = min(candidates, intercept.shape[-1])
@@ -55,7 +55,7 @@ def choose(stack: Stack, work: Work, candidates: int) -> tuple[Tensor, Tensor]:
         return tried[..., 0], useful
     repeated = work.repeat(count)
     kids = children(stack, repeated, tried.flatten(1))
-    planes = planes_at(stack, kids.domains, relu_planes(stack, kids.domains.split), kids.multipliers.alpha)
+    planes = planes_at(stack, kids.domains, fixed_planes(stack, kids.domains), kids.multipliers.alpha)
     lower = backward(stack, kids.rows, kids.domains, planes, kids.multipliers.beta).lower
     lower = lower.view(*tried.shape, 2) - work.target[..., None, None]
     lower = lower.clamp(max=0)
@@ -63,7 +63,3 @@ def choose(stack: Stack, work: Work, candidates: int) -> tuple[Tensor, Tensor]:
     merit = torch.where(worth > 0, merit, torch.full_like(merit, -torch.inf))
     best = merit.argmax(-1, keepdim=True)
     return tried.gather(-1, best).squeeze(-1), useful
-
-
-def multipliers_of(work: Work) -> Multipliers:
-    return work.multipliers

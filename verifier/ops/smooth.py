@@ -45,9 +45,17 @@ class SShapedOp(ElementwiseOp):
         return self._start(box.lower, box.upper), self._start(-box.upper, -box.lower)
 
     def relax(self, node: Node, box: Box, alpha: Alpha = None) -> Relaxation:
-        below, above = self.start(node, box) if alpha is None else lower_upper_alpha(alpha)
-        lower_slope, lower_offset = self._lower_plane(box.lower, box.upper, below)
-        upper_slope, upper_offset = self._lower_plane(-box.upper, -box.lower, above)
+        return self.relax_from(box, self.limits(box), self.start(node, box) if alpha is None else alpha)
+
+    def limits(self, box: Box) -> tuple[Tensor, Tensor]:
+        """The last tangent points of the lower and of the (turned) upper plane: all that a box's planes need beside alpha."""
+        return self.last_tangent(box.lower, box.upper), self.last_tangent(-box.upper, -box.lower)
+
+    def relax_from(self, box: Box, limits: tuple[Tensor, Tensor], alpha: Alpha) -> Relaxation:
+        """`relax` with the limits at hand, for many alphas over one box."""
+        below, above = lower_upper_alpha(alpha)
+        lower_slope, lower_offset = self._lower_plane(box.lower, box.upper, limits[0], below)
+        upper_slope, upper_offset = self._lower_plane(-box.upper, -box.lower, limits[1], above)
         return Relaxation(lower_slope, lower_offset + self.center_value, upper_slope, self.center_value - upper_offset)
 
     def _start(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -70,9 +78,8 @@ class SShapedOp(ElementwiseOp):
             below, above = torch.where(valid, middle, below), torch.where(valid, above, middle)
         return torch.where(upper <= 0, upper, torch.minimum(below, upper.clamp(max=0)))
 
-    def _lower_plane(self, lower: Tensor, upper: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope and offset of a plane below h over [lower, upper]."""
-        last = self.last_tangent(lower, upper)
+    def _lower_plane(self, lower: Tensor, upper: Tensor, last: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and offset of a plane below h over [lower, upper], with `last` the last tangent point."""
         at_lower, at_upper = self.odd(lower), self.odd(upper)
         tangent = (lower < 0) & ((last > lower) | (upper <= 0))
         point = torch.where(tangent, lower + alpha * (last - lower), lower)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.reduced.planes import Domains, Planes, plane_gradient, planes_at, relu_planes
+from verifier.reduced.planes import Domains, Fixed, Planes, fixed_planes, plane_gradient, planes_at
 from verifier.reduced.problem import RELU, Block, ReducedProblem, ScaledBall, Stack
 
 
@@ -162,14 +162,13 @@ class _Ascent:
     def __init__(self, stack: Stack, rows: Rows, domains: Domains, start: Multipliers, effort: Effort) -> None:
         self.stack, self.rows, self.domains, self.effort = stack, rows, domains, effort
         self.alpha, self.beta = start.alpha, start.beta
-        self.fixed = relu_planes(stack, domains.split)
+        self.fixed = fixed_planes(stack, domains)
         self.unit = torch.linalg.vector_norm(rows.wo, ord=1, dim=-1, keepdim=True).clamp(min=1e-12) / max(1, rows.wo.shape[-1]) ** 0.5
         self.m = self.v = None
 
     def take(self, keep: Tensor) -> _Ascent:
-        fixed = Planes(*(t[:, keep] for t in (self.fixed.low, self.fixed.up, self.fixed.up_off)), None)
         other = _Ascent.__new__(_Ascent)
-        other.stack, other.effort, other.fixed = self.stack, self.effort, fixed
+        other.stack, other.effort, other.fixed = self.stack, self.effort, self.fixed.take(keep)
         other.rows, other.domains = self.rows.take(keep), self.domains.take(keep)
         other.alpha, other.beta, other.unit = self.alpha[:, keep], self.beta[:, keep], self.unit[:, keep]
         other.m, other.v = self.m[..., keep, :], self.v[..., keep, :]
@@ -185,7 +184,7 @@ class _Ascent:
         positive = found.c.clamp(min=0)
         alpha_gradient = positive * z * (split == 0)
         if not self.stack.is_relu:
-            alpha_gradient = _kind_gradient(self.stack, self.domains, self.alpha, found, z, alpha_gradient)
+            alpha_gradient = _kind_gradient(self, found, z, alpha_gradient)
             z = z - _cut_points(self.stack, self.domains)
         gradient = torch.stack([alpha_gradient, -split * z])
         if self.m is None:
@@ -204,10 +203,11 @@ def _record(lower: Tensor, best: Tensor, live: Tensor | None) -> tuple[Tensor, T
     return lower > best[:, at], at
 
 
-def _kind_gradient(stack: Stack, domains: Domains, alpha: Tensor, found: Backward, z: Tensor, relu: Tensor) -> Tensor:
+def _kind_gradient(ascent: _Ascent, found: Backward, z: Tensor, relu: Tensor) -> Tensor:
     positive, negative = found.c.clamp(min=0), found.c.clamp(max=0)
-    other = plane_gradient(stack, domains, alpha, (positive * z, positive, negative * z, negative))
-    for block in stack.blocks:
+    weights = (positive * z, positive, negative * z, negative)
+    other = plane_gradient(ascent.stack, ascent.domains, ascent.fixed, ascent.alpha, weights)
+    for block in ascent.stack.blocks:
         if block.kind != RELU:
             relu[..., block.start:block.end] = other[..., block.start:block.end]
     return relu

@@ -22,7 +22,7 @@ from verifier.graph.ir import Graph, Node
 from verifier.ops.rule import AffineOp, rule_for
 from verifier.reduced.bound import Rows, backward
 from verifier.reduced.eliminate import eliminate
-from verifier.reduced.planes import Domains, planes_at, relu_planes, start_alpha
+from verifier.reduced.planes import Domains, fixed_planes, planes_at, start_alpha
 from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, rounding, stack
 from verifier.spec.spec import Case
 
@@ -113,15 +113,14 @@ class _Builder:
         problem, n = self.problem, self.problem.n
         single = stack([problem])
         alpha = start_alpha(single).unsqueeze(1)
+        cuts = (None, None) if single.is_relu else (single.lower.unsqueeze(1), single.upper.unsqueeze(1))
+        domains = Domains(torch.zeros_like(alpha, dtype=torch.int8), *cuts)
+        fixed = fixed_planes(single, domains)
         size = max(1, min(4096, self.config.memory_bytes // (32 * (problem.unstable + n + 1))))
 
         def bound(rows: Tensor, sign: float) -> Tensor:
             picked = flat[:, rows].T * sign
-            k = len(rows)
-            domains = Domains(
-                alpha.new_zeros(1, 1, 1).expand(1, k, problem.unstable), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper))
-            )
-            planes = planes_at(single, domains, relu_planes(single, domains.split[:, :1]), alpha)
+            planes = planes_at(single, domains, fixed, alpha)
             found = backward(single, Rows(picked[None, :, 1 + n:], picked[None, :, 1:1 + n], picked[None, :, 0]), domains, planes, None)
             return found.lower[0] - room[rows]
 

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from verifier.box import Box
 from verifier.ops import rule
-from verifier.reduced.problem import RELU, Stack
+from verifier.reduced.problem import RELU, Block, Stack
+
+
+S_SHAPED = ("sigmoid", "tanh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,45 @@ def start_alpha(stack: Stack) -> Tensor:
     return alpha
 
 
-def relu_planes(stack: Stack, split: Tensor) -> Planes:
-    """Planes of a ReLU stack except for the free lower slopes: `low` is 1 or 0 at split neurons and left at zero elsewhere."""
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What the planes of some domains have beside alpha: `low (P, K, U)` the lower slopes at split ReLUs, `up, up_off (P, K, U)` the ReLUs' upper
+
+    planes, and `limits`, the last tangent points of the S-shaped neurons, `(P, K, U)` each (None for ReLU stacks).
+    """
+
+    low: Tensor
+    up: Tensor
+    up_off: Tensor
+    limits: tuple[Tensor, Tensor] | None
+
+    def take(self, rows: Tensor) -> Fixed:
+        limits = None if self.limits is None else tuple(t[:, rows] for t in self.limits)
+        return Fixed(self.low[:, rows], self.up[:, rows], self.up_off[:, rows], limits)
+
+
+def fixed_planes(stack: Stack, domains: Domains) -> Fixed:
+    """The part of the domains' planes that no alpha moves."""
     slope, offset = relu_upper(stack.lower, stack.upper)
-    free, active = split == 0, (split > 0).to(stack.b.dtype)
+    free, active = domains.split == 0, (domains.split > 0).to(stack.b.dtype)
     up = torch.where(free, slope.unsqueeze(1), active)
-    return Planes(active, up, offset.unsqueeze(1) * free, None)
+    return Fixed(active, up, offset.unsqueeze(1) * free, None if stack.is_relu else _limits(stack, domains))
 
 
-def planes_at(stack: Stack, domains: Domains, fixed: Planes, alpha: Tensor) -> Planes:
-    """The planes for lower slopes `alpha (P, K, U)`; `fixed` is `relu_planes` of the same domains."""
+def _limits(stack: Stack, domains: Domains) -> tuple[Tensor, Tensor]:
+    """Computed once where all rows share one interval (an expanded tensor)."""
+    shared = domains.lower.stride(1) == 0
+    lower, upper = (t[:, :1] if shared else t for t in (domains.lower, domains.upper))
+    below, above = torch.zeros_like(lower), torch.zeros_like(lower)
+    for block in stack.blocks:
+        at = slice(block.start, block.end)
+        if block.kind in S_SHAPED and block.size:
+            below[..., at], above[..., at] = rule.elementwise_of_kind(block.kind).limits(Box(lower[..., at], upper[..., at]))
+    return below.expand_as(domains.lower), above.expand_as(domains.lower)
+
+
+def planes_at(stack: Stack, domains: Domains, fixed: Fixed, alpha: Tensor) -> Planes:
+    """The planes for lower slopes `alpha (P, K, U)`; `fixed` is `fixed_planes` of the same domains."""
     low = torch.where(domains.split == 0, alpha, fixed.low)
     if stack.is_relu:
         return Planes(low, fixed.up, fixed.up_off, None)
@@ -77,19 +109,26 @@ def planes_at(stack: Stack, domains: Domains, fixed: Planes, alpha: Tensor) -> P
     low, up, up_off = (t.expand(shape).clone() for t in (low, fixed.up, fixed.up_off))
     low_off = torch.zeros_like(up)
     for block in stack.blocks:
-        if block.kind == RELU:
-            continue
-        at = slice(block.start, block.end)
-        relaxed = kind_planes(block.kind, domains.lower[..., at], domains.upper[..., at], alpha[..., at])
-        low[..., at], low_off[..., at], up[..., at], up_off[..., at] = relaxed
+        if block.kind != RELU and block.size:
+            at = slice(block.start, block.end)
+            low[..., at], low_off[..., at], up[..., at], up_off[..., at] = _block_planes(block, domains, fixed, alpha[..., at])
     return Planes(low, up, up_off, low_off)
 
 
-def kind_planes(kind: str, lower: Tensor, upper: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _block_planes(block: Block, domains: Domains, fixed: Fixed, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    at = slice(block.start, block.end)
+    limits = (fixed.limits[0][..., at], fixed.limits[1][..., at])
+    return kind_planes(block.kind, domains.lower[..., at], domains.upper[..., at], alpha, limits)
+
+
+def kind_planes(
+    kind: str, lower: Tensor, upper: Tensor, alpha: Tensor, limits: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(low, low_off, up, up_off) of one kind over [lower, upper], alpha in [0, 1] moving the tangent point."""
     if kind == "square":
         return _square_planes(lower, upper, alpha)
-    relaxation = rule.elementwise_of_kind(kind).relax(None, Box(lower, upper), alpha)
+    own, box = rule.elementwise_of_kind(kind), Box(lower, upper)
+    relaxation = own.relax_from(box, limits or own.limits(box), alpha)
     return relaxation.lower_slope, relaxation.lower_offset, relaxation.upper_slope, relaxation.upper_offset
 
 
@@ -100,16 +139,16 @@ def _square_planes(lower: Tensor, upper: Tensor, alpha: Tensor) -> tuple[Tensor,
     return 2 * point, -point.square() - room, lower + upper, -lower * upper + room
 
 
-def plane_gradient(stack: Stack, domains: Domains, alpha: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+def plane_gradient(stack: Stack, domains: Domains, fixed: Fixed, alpha: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     """d/d alpha of sum(weights * (low, low_off, up, up_off)) at the neurons that are not ReLUs, `(P, K, U)`, zero elsewhere."""
     gradient = torch.zeros_like(alpha)
     for block in stack.blocks:
-        if block.kind == RELU:
+        if block.kind == RELU or not block.size:
             continue
         at = slice(block.start, block.end)
         with torch.enable_grad():
             own = alpha[..., at].detach().requires_grad_()
-            parts = kind_planes(block.kind, domains.lower[..., at], domains.upper[..., at], own)
+            parts = _block_planes(block, domains, fixed, own)
             total = sum((part * weight[..., at]).sum() for part, weight in zip(parts, weights))
             gradient[..., at] = torch.autograd.grad(total, own)[0]
     return gradient
