@@ -139,3 +139,9 @@ def test_import_is_cheap(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', *{HEAVY!r}) if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """Otherwise it is left out of an installed distribution."""
+    folders = {path.parent for path in SOURCES if path.relative_to(ROOT).parts[0] in ("verifier", "certprune")}
+    assert [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []

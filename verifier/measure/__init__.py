@@ -1,0 +1,1 @@
+"""Measurements: certified accuracy of image sets, output bounds, stable and unstable neurons."""
