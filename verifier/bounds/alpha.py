@@ -1,12 +1,13 @@
 """alpha-CROWN: the free planes of every row optimised by projected gradient ascent.
 
-The parts: rows of a chunk share their start (adaptive planes); each row owns one alpha for each unstable neuron (or each window coordinate) that it
-passes; Adam steps ascend the sum of the rows' bounds, alphas are clamped to [0, 1], and the best bound seen is kept for every row.
+The parts: rows of a chunk share their start (adaptive planes); each row owns one alpha for each unstable neuron (or each window
+coordinate) that it passes; Adam steps ascend the sum of the rows' bounds, alphas are clamped to [0, 1], and the best bound seen is kept
+for every row.
 
-Intermediate layers are optimised forwards, each row for its own bound. That loses nothing against optimising them for the output's sake: the
-planes of later layers only improve when a box shrinks, and no two rows share an alpha, so the best box of a layer is the one whose rows are each
-the best. Rows of neurons that are no longer unstable are left out, and what is optimised is thrown away with its chunk: memory never holds
-more than one chunk's alphas.
+Intermediate layers are optimised forwards, each row for its own bound. That loses nothing against optimising them for the output's sake:
+the planes of later layers only improve when a box shrinks, and no two rows share an alpha, so the best box of a layer is the one whose
+rows are each the best. Rows of neurons that are no longer unstable are left out, and what is optimised is thrown away with its chunk:
+memory never holds more than one chunk's alphas.
 
 Ref: Xu et al., arXiv:2011.13824.
 """
@@ -20,7 +21,14 @@ from torch import Tensor
 from verifier.bounds.backward import FixedPlanes, Planes, elementwise_step, joint_step, lower_bounds
 from verifier.bounds.chunks import Chunk, unit_rows
 from verifier.bounds.crown import (
-    DEFAULT_MEMORY_BYTES, IbpThenCrown, Intermediate, State, bound_neurons, bound_output, propagate, tighter,
+    DEFAULT_MEMORY_BYTES,
+    IbpThenCrown,
+    Intermediate,
+    State,
+    bound_neurons,
+    bound_output,
+    propagate,
+    tighter,
 )
 from verifier.bounds.engine import BoundRequest, BoundResult
 from verifier.bounds.ibp import output_bounds, signed_rows, split_sides
@@ -33,7 +41,7 @@ from verifier.graph.ir import Node
 from verifier.ops import ElementwiseOp, NonlinearOp
 from verifier.ops.affine import align
 
-# A pass keeps, for its gradient, every node's coefficients, and Adam three values for each alpha: about this many times the memory of CROWN.
+# A pass keeps every node's coefficients for its gradient, and Adam three values for each alpha: about this many times CROWN's memory.
 _MEMORY_SHARE = 12
 # Gathered columns pay while they are this much fewer than all.
 _SPARSE_SHARE = 0.6
@@ -41,8 +49,8 @@ _SPARSE_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class AlphaConfig:
-    """`iterations` Adam steps of `learning_rate`, multiplied by `decay` after each, for the rows of the output; `intermediate_iterations` for
-    those of hidden layers (None: the same number; 0: hidden layers keep their CROWN bounds)."""
+    """`iterations` Adam steps of `learning_rate`, multiplied by `decay` after each, for the rows of the output; `intermediate_iterations`
+    for those of hidden layers (None: the same number; 0: hidden layers keep their CROWN bounds)."""
 
     iterations: int = 20
     learning_rate: float = 0.1
@@ -52,7 +60,7 @@ class AlphaConfig:
     def __post_init__(self) -> None:
         if self.iterations < 0 or (self.intermediate_iterations or 0) < 0:
             raise VerifierError(f"alpha-CROWN got {self.iterations} and {self.intermediate_iterations} iterations: give numbers from 0.")
-        if not 0 < self.learning_rate:
+        if not self.learning_rate > 0:
             raise VerifierError(f"alpha-CROWN's learning rate is {self.learning_rate}: give a positive number.")
 
 

@@ -1,8 +1,8 @@
 """The backward pass: rows of one node's value become rows of the network's input, through the planes of every nonlinear node between.
 
-Coefficients are accumulated per node, in reverse topological order, so a value that several nodes read is passed once. At a nonlinear node a
-positive coefficient takes the lower plane and a negative one the upper plane; an affine node goes backward by its adjoint and leaves its shift
-in the bias. At the input the minimum over the box (and the ball) is closed form.
+Coefficients are accumulated per node, in reverse topological order, so a value that several nodes read is passed once. At a nonlinear node
+a positive coefficient takes the lower plane and a negative one the upper plane; an affine node goes backward by its adjoint and leaves its
+shift in the bias. At the input the minimum over the box (and the ball) is closed form.
 
 Ref: Zhang et al., arXiv:1811.00866 (CROWN); Xu et al., arXiv:2002.12920, for general graphs.
 """

@@ -1,7 +1,7 @@
 """Which rows go through the network together: chunks of groups of rows, as large as the memory budget allows.
 
-A `Chunk` names neurons of one node: G groups with the same problem (and, for a node that windows can start at, the same position), each padded
-to S rows by rows whose bounds are computed and thrown away (`valid` False). Groups are sorted by size, so little is padded.
+A `Chunk` names neurons of one node: G groups with the same problem (and, for a node that windows can start at, the same position), each
+padded to S rows by rows whose bounds are computed and thrown away (`valid` False). Groups are sorted by size, so little is padded.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from verifier.bounds.network import Network, is_out_of_memory
 from verifier.bounds.rows import Frame, Rows, Window
 from verifier.bounds.windows import WINDOW_OPS, moved
 from verifier.errors import OutOfMemory
+from verifier.graph.ir import Node
 from verifier.ops.conv import spatial_attributes
 
 Result = TypeVar("Result")
@@ -24,7 +25,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows `index: (G, S)` of groups `problem: (G,)`; `position: (G, d)` where the index counts channels, else it counts flattened neurons."""
+    """Rows `index: (G, S)` of groups `problem: (G,)`; `position: (G, d)` where the index counts channels, else it counts flattened
+    neurons.
+    """
 
     problem: Tensor
     position: Tensor | None
@@ -87,7 +90,8 @@ def _positions(flat: Tensor, spatial: tuple[int, ...]) -> Tensor:
 def unit_rows(network: Network, name: str, chunk: Chunk, like: Tensor) -> tuple[str, Rows, Tensor]:
     """Rows +z and -z of the chunk's neurons z, `(G, 2 S)`: the node to start at, its rows, and their bias.
 
-    A neuron of a dense or convolutional layer starts at that layer's input, with its own weights: the product with a unit row is never formed.
+    A neuron of a dense or convolutional layer starts at that layer's input, with its own weights: the product with a unit row is never
+    formed.
     """
     node, shape = network.by_name[name], network.shapes[name]
     groups, count = chunk.index.shape

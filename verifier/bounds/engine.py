@@ -1,7 +1,7 @@
 """What every bound engine is asked, and what it answers.
 
-The parts: an engine takes a `BoundRequest` (network, input region, rows over the outputs) and returns a `BoundResult`. The published algorithms
-are combinations of where the bounds of intermediate values come from and how one row is carried back to the input:
+The parts: an engine takes a `BoundRequest` (network, input region, rows over the outputs) and returns a `BoundResult`. The published
+algorithms are combinations of where the bounds of intermediate values come from and how one row is carried back to the input:
 
 | engine | intermediate bounds | rows |
 |---|---|---|
@@ -43,8 +43,8 @@ class BoundRequest:
     """Bound rows @ y + constants over y = graph(x), x in the box (and in the ball, if there is one).
 
     `box: (B, *graph.input_shape)`. `rows: (B, S, n_out)` over the flattened output (None: the outputs themselves, S = n_out) and
-    `constants: (B, S)` (None: zero). `intermediate` holds bounds that are already known: engines use them as they are, by the name of the node
-    whose value they bound. `upper_too` asks for the upper bounds of the rows as well.
+    `constants: (B, S)` (None: zero). `intermediate` holds bounds that are already known: engines use them as they are, by the name of the
+    node whose value they bound. `upper_too` asks for the upper bounds of the rows as well.
     """
 
     graph: Graph

@@ -56,7 +56,8 @@ def signed_rows(request: BoundRequest) -> Tensor:
     rows = request.rows
     if rows is None:
         size = request.box.lower.new_ones(request.graph.output_shape).numel()
-        rows = torch.eye(size, dtype=request.box.lower.dtype, device=request.box.lower.device).expand(request.box.lower.shape[0], size, size)
+        rows = torch.eye(size, dtype=request.box.lower.dtype, device=request.box.lower.device).expand(request.box.lower.shape[0], size,
+        size)
     return torch.cat([rows, -rows], 1) if request.upper_too else rows
 
 

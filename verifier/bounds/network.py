@@ -31,7 +31,8 @@ class Network:
     def interval_is_exact(self, name: str) -> bool:
         """Whether interval arithmetic gives this value's exact range over a box of inputs.
 
-        It does where the input's coordinates reach the value through at most one operation that adds several of them up: they are independent.
+        It does where the input's coordinates reach the value through at most one operation that adds several of them up: they are
+        independent.
         """
         mixed = 0
         while True:

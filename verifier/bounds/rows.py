@@ -4,9 +4,10 @@ A chunk of rows is G groups of S rows. The rows of a group share everything but 
 convolution, the spatial position. So each value that rows are multiplied with (planes, bounds, shifts) is fetched once a group, by
 `Frame.gather`, and broadcast over its rows.
 
-A neuron of an early convolution depends on a small window of the values before it. Its coefficients are kept for that window alone; per spatial
-axis the window of the group at position p starts at `stride * p + offset` and has `size` values. All groups of a chunk agree in these three
-numbers. Where a window overhangs the value, the coefficients outside it mean nothing: `masked` says that they have been set to zero.
+A neuron of an early convolution depends on a small window of the values before it. Its coefficients are kept for that window alone; per
+spatial axis the window of the group at position p starts at `stride * p + offset` and has `size` values. All groups of a chunk agree in
+these three numbers. Where a window overhangs the value, the coefficients outside it mean nothing: `masked` says that they have been set to
+zero.
 """
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ _DENSE_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """`position: (G, d)` of each group on a grid of `counts` positions; `stride`, `offset` and `size` are one number for each spatial axis."""
+    """`position: (G, d)` of each group on a grid of `counts` positions; `stride`, `offset` and `size` are one number for each spatial
+    axis.
+    """
 
     position: Tensor
     counts: tuple[int, ...]
@@ -74,7 +77,8 @@ class Frame:
         lead = value.ndim - rank
         for axis in range(rank):  # each unfold appends its window's axis at the end, so the spatial axes stay where they are
             start = window.offset[axis] + before[axis]
-            value = value.narrow(lead + axis, start, value.shape[lead + axis] - start).unfold(lead + axis, window.size[axis], window.stride[axis])
+            value = value.narrow(lead + axis, start, value.shape[lead + axis] - start).unfold(lead + axis, window.size[axis],
+            window.stride[axis])
         value = value.permute(0, *range(lead, lead + rank), *range(1, lead), *range(lead + rank, value.ndim))
         batch = self.single if self.single is not None else self.problem
         if value.shape[0] == 1:

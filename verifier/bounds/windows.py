@@ -1,7 +1,7 @@
 """Affine operations on cropped rows: the few whose transpose maps windows to windows. All others get whole rows.
 
-The transpose of a convolution with stride s and pads p takes the window [o, o + k) to [o s - p, (o + k - 1) s - p + reach], reach being that of
-the kernel: no border is involved, because coefficients outside the value were set to zero before.
+The transpose of a convolution with stride s and pads p takes the window [o, o + k) to [o s - p, (o + k - 1) s - p + reach], reach being
+that of the kernel: no border is involved, because coefficients outside the value were set to zero before.
 """
 from __future__ import annotations
 

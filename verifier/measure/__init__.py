@@ -1,1 +1,1 @@
-"""Measurements: certified accuracy of image sets, output bounds, stable and unstable neurons."""
+"""Measurements: how stable neurons are, how many images are certified, how tight bounds are."""

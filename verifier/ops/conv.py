@@ -66,7 +66,9 @@ def full_transpose(coeff: Tensor, node: Node) -> Tensor:
 
 
 def _prefers_convolution(coeff: Tensor, weight: Tensor, dilations: tuple[int, ...], group: int) -> bool:
-    """On CPUs a plain convolution is two to five times faster than torch's transposed one (measured with oneDNN, few channels, stride 2)."""
+    """On CPUs a plain convolution is two to five times faster than torch's transposed one (measured with oneDNN, few channels, stride
+    2).
+    """
     return coeff.device.type == "cpu" and weight.ndim == 4 and group == 1 and set(dilations) == {1}
 
 
@@ -75,8 +77,8 @@ def _transpose_by_convolution(
 ) -> Tensor:
     """The transposed convolution, one plain convolution for each remainder a of the output coordinate modulo the stride s, all in one call.
 
-    y[s q + a] = sum over m of x[q - m] w[a + s m]: K = ceil(k / s) taps for each a. The s^2 remainders are s^2 times as many channels, which
-    `pixel_shuffle` puts in their places; then `before` values are cropped in front and the size is made `spatial`.
+    y[s q + a] = sum over m of x[q - m] w[a + s m]: K = ceil(k / s) taps for each a. The s^2 remainders are s^2 times as many channels,
+    which `pixel_shuffle` puts in their places; then `before` values are cropped in front and the size is made `spatial`.
     """
     out, into, kernel = weight.shape[0], weight.shape[1], weight.shape[2:]
     if tuple(strides) == (1, 1) and all(k > p for k, p in zip(kernel, before, strict=True)):

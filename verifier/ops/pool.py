@@ -1,8 +1,8 @@
 """Average and maximum pooling in one to three spatial dimensions, exactly as ONNX counts windows.
 
-The number of windows is `node.shape`'s; the value is padded (or cropped) until exactly those windows fit. That settles ceil_mode and asymmetric
-pads in one place. An average divides by the number of values in its window that count: those of the input, with count_include_pad also those
-of the pads, never those beyond the pads that ceil_mode lets a last window reach.
+The number of windows is `node.shape`'s; the value is padded (or cropped) until exactly those windows fit. That settles ceil_mode and
+asymmetric pads in one place. An average divides by the number of values in its window that count: those of the input, with
+count_include_pad also those of the pads, never those beyond the pads that ceil_mode lets a last window reach.
 """
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def windows(value: Tensor, node: Node, fill: float) -> Tensor:
 class MaxPool(NonlinearOp):
     """Maximum of each window of (1, C, *spatial); what lies outside the input never wins.
 
-    Below: the candidate with the largest lower bound. Above: that candidate too where its lower bound is at least every other one's upper bound,
-    else the largest upper bound, a constant.
+    Below: the candidate with the largest lower bound. Above: that candidate too where its lower bound is at least every other one's upper
+    bound, else the largest upper bound, a constant.
     """
 
     def forward(self, node: Node, *inputs: Tensor) -> Tensor:

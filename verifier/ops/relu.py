@@ -1,7 +1,7 @@
 """Piecewise linear activations: Relu, LeakyRelu, Clip.
 
-Each has one or two kinks. Over an interval that a kink divides, the plane on the side where f is convex (from below) or concave (from above) may
-turn about the kink: that is the freedom that alpha names. The other plane is the chord.
+Each has one or two kinks. Over an interval that a kink divides, the plane on the side where f is convex (from below) or concave (from
+above) may turn about the kink: that is the freedom that alpha names. The other plane is the chord.
 """
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ class Clip(ElementwiseOp):
         return below.to(box.lower.dtype), above.to(box.lower.dtype)
 
     def relax(self, node: Node, box: Box, alpha: Alpha = None) -> Relaxation:
-        """Below: through (p, f(p)), p = the kink a (or l, if l > a), with slope alpha times that of the chord from p to u. Above: mirrored at b.
+        """Below: through (p, f(p)), p = the kink a (or l, if l > a), with slope alpha times that of the chord from p to u. Above: mirrored
+        at b.
 
         Where l >= a the lower plane is the chord itself, where u <= b the upper one is: no plane lies between it and f.
         """

@@ -1,7 +1,7 @@
 """What an operation is to the engines: an affine map, or an activation with relaxation planes.
 
-An operation is added in one place, a class registered here. Engines look rules up by `node.op`; an unknown op is an error that names the node.
-Values carry the batch in front: `(B, *node.shape)`. A rule is local mathematics: it knows no engine and stores nothing.
+An operation is added in one place, a class registered here. Engines look rules up by `node.op`; an unknown op is an error that names the
+node. Values carry the batch in front: `(B, *node.shape)`. A rule is local mathematics: it knows no engine and stores nothing.
 """
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from verifier.box import Box
-
 from verifier.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -43,14 +42,17 @@ class AffineOp(Rule):
         return self.forward(node, *(like.new_zeros(1, *shape) for shape in input_shapes))
 
     def adjoint(self, node: Node, coeff: Tensor, input_shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
-        """L transposed: `coeff (R, *node.shape)` to one `(R, *input_shape)` for each input. By default the vector-Jacobian product of `linear`."""
+        """L transposed: `coeff (R, *node.shape)` to one `(R, *input_shape)` for each input. By default the vector-Jacobian product of
+        `linear`.
+        """
         zeros = tuple(coeff.new_zeros(coeff.shape[0], *shape) for shape in input_shapes)
         return torch.func.vjp(lambda *inputs: self.linear(node, *inputs), *zeros)[1](coeff)
 
     def interval(self, node: Node, *boxes: Box) -> Box:
         """f(m) -+ |L| r with m, r the centres and radii: the interval image, `Box` of `(B, *node.shape)`.
 
-        By default |L| is read off unit columns pushed through `linear`, one input coordinate a column: right for every rule, slow for large ones.
+        By default |L| is read off unit columns pushed through `linear`, one input coordinate a column: right for every rule, slow for
+        large ones.
 
         Sound: exact for each output alone, in real arithmetic.
         """
@@ -99,7 +101,9 @@ class NonlinearOp(Rule):
         raise NotImplementedError
 
     def start(self, node: Node, *boxes: Box) -> tuple[Tensor, ...]:
-        """The alphas that give the adaptive planes: none where no plane is free, one tensor where one is, a pair (lower, upper) for both."""
+        """The alphas that give the adaptive planes: none where no plane is free, one tensor where one is, a pair (lower, upper) for
+        both.
+        """
         return ()
 
 

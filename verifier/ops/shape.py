@@ -1,4 +1,6 @@
-"""Operations that move, repeat, drop or sum coordinates: no weight is negative, so both ends of an interval go through the operation itself."""
+"""Operations that move, repeat, drop or sum coordinates: no weight is negative, so both ends of an interval go through the operation
+itself.
+"""
 from __future__ import annotations
 
 import torch

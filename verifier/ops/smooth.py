@@ -5,11 +5,11 @@ Both are h + h0 with h odd. The lower plane of an S-shaped h over [l, u] is
     a tangent at t, where h is convex and the tangent stays below h(u):  l <= t <= t*,
     the chord from l to u, where there is no such t.
 
-t* is u itself where u <= 0, else the point whose tangent passes through (u, h(u)). alpha moves t from l to t*. The upper plane is the lower one
-of the interval [-u, -l], turned about the origin: h(x) = -h(-x).
+t* is u itself where u <= 0, else the point whose tangent passes through (u, h(u)). alpha moves t from l to t*. The upper plane is the
+lower one of the interval [-u, -l], turned about the origin: h(x) = -h(-x).
 
-Sound, also in floating point: with the slope s fixed, the offset is the least of h(x) - s x over the points where that minimum can lie (l, u and
-the tangent point), minus `16 ulp (1 + |s| max(|l|, |u|))`, more than those values' own rounding.
+Sound, also in floating point: with the slope s fixed, the offset is the least of h(x) - s x over the points where that minimum can lie (l,
+u and the tangent point), minus `16 ulp (1 + |s| max(|l|, |u|))`, more than those values' own rounding.
 """
 from __future__ import annotations
 
