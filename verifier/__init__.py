@@ -7,7 +7,11 @@
 >>> verifier.verify(graph, spec).status
 <Status.VERIFIED: 'verified'>
 
-A property may also come from a file, `verifier.load_vnnlib(path, n_in, n_out)`, and a network from a `torch.nn.Module`, `verifier.load_torch`.
+>>> verifier.bounds(graph, spec, engine="crown").layers[0]
+Layer(name='relu_1', neurons=512, unstable=10, active=346, inactive=156)
+
+A property may also come from a file, `verifier.load_vnnlib(path, n_in, n_out)`, and a network from a `torch.nn.Module`:
+`verifier.load_torch`.
 
 Letters used for shapes, always in this order: B problems (the batch, first), S specification rows, N open domains, D split depth;
 P problems of one size in the reduced form, U their unstable neurons, R the rows of a polytope.
@@ -17,7 +21,10 @@ Names are imported when first used: `import verifier` alone loads neither torch 
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import Any
+
+import verifier.bounds
 
 __version__ = "0.1.0"
 
@@ -46,9 +53,18 @@ _HOME = {
 __all__ = sorted([*_HOME, "bounds"])
 
 
+class _Bounds(ModuleType):
+    """The package of bound engines, which is a public function too: importing one of its modules must not hide `verifier.bounds(...)`."""
+
+    def __call__(self, graph: Any, spec: Any, engine: str = "crown") -> Any:
+        """See `verifier.measure.outputs.output_bounds`."""
+        return import_module("verifier.measure.outputs").output_bounds(graph, spec, engine)
+
+
+verifier.bounds.__class__ = _Bounds
+
+
 def __getattr__(name: str) -> Any:
-    if name == "bounds":
-        return import_module("verifier.bounds")
     if name not in _HOME:
         raise AttributeError(f"module 'verifier' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(import_module(_HOME[name]), name)

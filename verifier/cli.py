@@ -135,14 +135,12 @@ def bounds(options: BoundsOptions) -> None:
 
     graph = _load(options.model)
     spec = load_vnnlib(options.property, _size(graph.input_shape), _size(graph.output_shape))
-    import verifier.bounds
+    from verifier.measure.outputs import output_bounds
 
-    found = verifier.bounds(graph, spec, options.engine.value)
+    found = output_bounds(graph, spec, options.engine.value)
     if options.json:
-        layers = [
-            {"name": x.name, "neurons": x.neurons, "unstable": x.unstable, "active": x.active, "inactive": x.inactive} for x in found.layers
-        ]
-        print(json.dumps({"lower": [finite(v) for v in found.lower], "upper": [finite(v) for v in found.upper], "layers": layers}))
+        numbers = {"lower": [finite(v) for v in found.lower], "upper": [finite(v) for v in found.upper]}
+        print(json.dumps(numbers | {"layers": [asdict(layer) for layer in found.layers]}))
         return
     print(f"{'output':>8} {'lower':>14} {'upper':>14}")
     for i, (lower, upper) in enumerate(zip(found.lower, found.upper)):
