@@ -75,6 +75,14 @@ def test_the_ball_holds_exactly(norm: int) -> None:
         assert np.linalg.norm(found.x - center, norm) > 0.249
 
 
+def test_the_surface_of_the_ball_is_decided_exactly() -> None:
+    """||(1, 2^-30)||_2 is 1 in float64 and more in truth: moved inwards; (1, 0) touches and stays."""
+    region = case([-1, -1], [1, 1], ball=Ball(np.zeros(2), 1.0, 2))
+    assert confirm(np.array([1.0, 0.0]), region, ALWAYS, identity).x.tolist() == [1.0, 0.0]
+    outside = confirm(np.array([1.0, 2.0**-30]), region, ALWAYS, identity)
+    assert sum(Fraction(float(v)) ** 2 for v in outside.x) <= 1
+
+
 def test_a_ball_without_float32_points_lets_nothing_through() -> None:
     region = case([0.1, 0.1], [0.1, 0.1], ball=Ball(np.array([0.1, 0.1]), 0.0, 2))
     assert confirm(np.array([0.1, 0.1]), region, ALWAYS, identity) is None

@@ -14,6 +14,17 @@ from onnx import AttributeProto, ModelProto, NodeProto, SparseTensorProto, Tenso
 from verifier.errors import ModelError, UnsupportedError
 
 _OLDEST_OPSET = 7
+# Constants are weights and masks; one of this many values would fill a gigabyte.
+_MOST_COMPUTED = 2**28
+_TYPE_NAMES = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.BOOL: "bool",
+}
 
 
 def read_model_bytes(path: str | Path) -> bytes:
@@ -204,9 +215,21 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
         elif attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             value = tuple(value)
         found[attribute.name] = value
-    if node.op_type == "Cast" and "to" in found:
-        found["to"] = TensorProto.DataType.Name(found["to"]).lower().replace("double", "float64") if found["to"] != 1 else "float32"
+        _check_number(node, attribute.name, value)
+    if node.op_type == "Cast":
+        kind = found.get("to")
+        found["to"] = _TYPE_NAMES.get(kind, f"type {kind}") if isinstance(kind, int) else "no type"
     return found
+
+
+def _check_number(node: NodeProto, name: str, value: Any) -> None:
+    """A floating attribute is finite, but for the bounds of a Clip.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if node.op_type != "Clip" and isinstance(value, float) and not np.isfinite(value):
+        raise ModelError(f"{node.op_type} {node.name or node.output[0]!r} has {name} = {value}.")
 
 
 def compute(node: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int) -> tuple[np.ndarray, ...]:
@@ -221,6 +244,8 @@ def compute(node: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int) 
     from onnx.reference import ReferenceEvaluator
 
     feed = {name: value for name, value in zip(node.input, inputs) if name}
+    if _size_asked(node, inputs) > _MOST_COMPUTED:
+        raise UnsupportedError(f"a constant of more than {_MOST_COMPUTED} values")
     infos = [[helper.make_value_info(name, onnx.TypeProto()) for name in names if name] for names in (feed, node.output)]
     model = helper.make_model(helper.make_graph([node], "one node", *infos), opset_imports=[helper.make_opsetid("", opset)])
     try:
@@ -231,6 +256,18 @@ def compute(node: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int) 
         raise UnsupportedError("a constant that is not a tensor")
     named = iter(results)
     return tuple(float_array(np.asarray(next(named))) if name else np.empty(0) for name in node.output)
+
+
+def _size_asked(node: NodeProto, inputs: tuple[np.ndarray | None, ...]) -> float:
+    """How many values an operation is told to make by the values (not the sizes) of its inputs, roughly."""
+    numbers = [np.asarray(value, np.float64).reshape(-1) for value in inputs if value is not None and value.dtype.kind in "if"]
+    if node.op_type == "ConstantOfShape" and numbers:
+        return float(np.prod(numbers[0]))
+    if node.op_type in ("Expand", "Tile", "Resize", "Upsample", "Pad", "OneHot") and len(numbers) > 1:
+        return float(np.prod(np.abs(numbers[-1]) + 1)) * max(numbers[0].size, 1)
+    if node.op_type == "Range" and len(numbers) == 3 and numbers[2].any():
+        return float(np.abs((numbers[1] - numbers[0]) / numbers[2]).max())
+    return 0.0
 
 
 def _constant(attributes: dict[str, Any]) -> np.ndarray:

@@ -34,15 +34,15 @@ def gemm(node: OnnxNode, build: Lowering) -> Value:
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise ShapeError(f"Gemm {node.name!r} multiplies shapes {a.shape} and {b.shape}, which are not two matrices.")
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
-    a = transposed(a, build) if node.attributes.get("transA", 0) else a
+    a = transposed(a, build) if node.flag("transA") else a
     if isinstance(a, Variable) and isinstance(b, np.ndarray):
-        weight = scaled(build.floats(b if node.attributes.get("transB", 0) else b.T), alpha)
+        weight = scaled(build.floats(b if node.flag("transB") else b.T), alpha)
         bias = None if isinstance(c, Variable) or c is None else row_bias(c, weight.shape[0])
         result: Value = linear(a, weight, None if bias is None else scaled(build.floats(bias), beta), build)
         if bias is not None:
             return result
     else:
-        b = transposed(b, build) if node.attributes.get("transB", 0) else b
+        b = transposed(b, build) if node.flag("transB") else b
         result = matrix_product(a, b, build)
         if isinstance(result, Variable) and alpha != 1:
             result = build.scale(result, np.float64(alpha), 0.0)
@@ -150,9 +150,9 @@ def times(x: Value, y: Value, shape: tuple[int, ...], build: Lowering) -> Variab
 
 def batch_normalization(node: OnnxNode, build: Lowering) -> Value:
     """gamma (x - mean) / sqrt(variance + epsilon) + beta on axis 1, computed in float64."""
-    if node.attributes.get("training_mode", 0) or any(node.outputs[1:]):
+    if node.flag("training_mode") or any(node.outputs[1:]):
         raise UnsupportedError("training mode")
-    if not node.attributes.get("spatial", 1):
+    if not node.flag("spatial", default=True):
         raise UnsupportedError("statistics for each position")
     x = node.variable(0)
     channels = x.shape[positive_axis(1, len(x.shape))] if len(x.shape) > 1 else 1

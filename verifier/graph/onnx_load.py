@@ -18,6 +18,7 @@ from verifier.graph.onnx_file import (
     array_of,
     attributes_of,
     compute,
+    first_line,
     inferred_shapes,
     input_of,
     input_type,
@@ -38,6 +39,8 @@ __all__ = ["load_onnx", "read_model_bytes", "supported_operations"]
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 # Below a refused node: a value that depends on the input, of a shape that nobody knows.
 _OPAQUE = Variable("", ())
+# What a lowering runs into where an attribute is missing, or of a type or size that ONNX does not allow there.
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _MAY_BE_INFINITE = frozenset({"Clip", "Max", "Min"})
 
 
@@ -149,7 +152,12 @@ class _Loader:
         self.check_finite(proto, name, inputs)
         wanted = tuple(output if output in self.wanted else "" for output in proto.output)
         self.build.begin(next(output for output in wanted if output))
-        return self.lowerings[proto.op_type](OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes_of(proto)), self.build)
+        node = OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes_of(proto))
+        try:
+            return self.lowerings[proto.op_type](node, self.build)
+        except _DAMAGE as error:
+            said = first_line(error)
+            raise ModelError(f"{proto.op_type} {name!r} has attributes or inputs that do not fit ({said}): is the file damaged?") from None
 
     def check_inputs(self, proto: NodeProto, name: str) -> None:
         """Every input is known by now, and no output is."""

@@ -6,6 +6,7 @@ output (a tuple where it has several). It refuses with an `UnsupportedError` who
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ from verifier.errors import ModelError, ShapeError, UnsupportedError
 from verifier.graph.ir import Node
 
 Shape = tuple[int, ...]
+# A value of this many float64 numbers fills 1 GiB: what is larger is a damaged file, not a network to be verified.
+MOST_VALUES = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,13 @@ class OnnxNode:
             raise UnsupportedError(f"{what} that depend on the network's input")
         return value
 
+    def flag(self, attribute: str, default: bool = False) -> bool:
+        """An attribute that is 0 or 1; runtimes disagree on what another number means."""
+        number = self.attributes.get(attribute, int(default))
+        if number not in (0, 1):
+            raise ModelError(f"{self.op} {self.name!r} has {attribute} = {number}, which is neither 0 nor 1.")
+        return bool(number)
+
     def integers(self, index: int, attribute: str) -> Shape | None:
         """Integers that older opsets give as an attribute and newer ones as input `index`; None where they are absent."""
         if attribute in self.attributes:
@@ -101,8 +111,8 @@ class Lowering:
         attributes: Mapping[str, Any] | None = None,
     ) -> Variable:
         """A new node, under a name that no ONNX value bears."""
-        if 0 in shape:
-            raise ModelError(f"{op} {self._stem!r} has the shape {shape}, which holds no value at all.")
+        if not 0 < math.prod(shape) <= MOST_VALUES:
+            raise ModelError(f"{op} {self._stem!r} has the shape {tuple(shape)}: no value at all, or more than {MOST_VALUES} of them.")
         name, count = f"{self._stem}/{op}", 1
         while name in self.nodes or name in self._taken:
             count += 1

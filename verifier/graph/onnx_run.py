@@ -109,7 +109,8 @@ def _session(data: bytes, folder: str | Path | None, name: str):
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        # enable_fallback: otherwise onnxruntime prints to the standard output and tries the same again
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:
         raise ModelError(f"{name}: onnxruntime cannot load it: {first_line(error)}") from None
 

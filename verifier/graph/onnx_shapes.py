@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from verifier.errors import ModelError, ShapeError, UnsupportedError
-from verifier.graph.onnx_lowering import Lower, Lowering, OnnxNode, Shape, Value, Variable, positive_axes, positive_axis
+from verifier.graph.onnx_lowering import MOST_VALUES, Lower, Lowering, OnnxNode, Shape, Value, Variable, positive_axes, positive_axis
 
 
 def reshape(node: OnnxNode, build: Lowering) -> Value:
@@ -14,7 +14,7 @@ def reshape(node: OnnxNode, build: Lowering) -> Value:
     x, wanted = node.variable(0), node.integers(1, "shape")
     if wanted is None:
         raise ModelError(f"Reshape {node.name!r} has no shape.")
-    keep = not node.attributes.get("allowzero", 0)
+    keep = not node.flag("allowzero")
     if keep and any(size == 0 and i >= len(x.shape) for i, size in enumerate(wanted)):
         raise ShapeError(f"Reshape {node.name!r} keeps a size in {wanted} that its input of shape {x.shape} does not have.")
     sizes = [x.shape[i] if size == 0 and keep else size for i, size in enumerate(wanted)]
@@ -70,8 +70,15 @@ def tile(node: OnnxNode, build: Lowering) -> Value:
     x, repeats = node.variable(0), node.integers(1, "repeats") or ()
     for axis, count in enumerate(repeats):
         if count != 1:
+            check_size(x.shape[axis] * count, node)
             x = build.take(x, np.tile(np.arange(x.shape[axis]), count), axis)
     return x
+
+
+def check_size(size: int, node: OnnxNode) -> None:
+    """An axis of that size is possible; asked before anything of that size is made."""
+    if not 0 < size <= MOST_VALUES:
+        raise ModelError(f"{node.op} {node.name!r} asks for {size} values along one axis: is the file damaged?")
 
 
 def shape_of(node: OnnxNode, build: Lowering) -> Value:
@@ -212,14 +219,14 @@ def pad(node: OnnxNode, build: Lowering) -> Value:
 def reduce(node: OnnxNode, build: Lowering) -> Value:
     """Sum or mean over axes (all of them where none is given)."""
     x, axes = node.variable(0), node.integers(1, "axes")
-    if not axes and node.attributes.get("noop_with_empty_axes", 0):
+    if not axes and node.flag("noop_with_empty_axes"):
         return x
     axes = tuple(sorted(set(positive_axes(axes, len(x.shape))))) if axes else tuple(range(len(x.shape)))
     if not axes:
         return x
     kept = tuple(1 if i in axes else size for i, size in enumerate(x.shape))
     result = build.add(node.op, (x,), kept, {}, {"axes": axes})
-    if node.attributes.get("keepdims", 1):
+    if node.flag("keepdims", default=True):
         return result
     return build.reshape(result, tuple(size for i, size in enumerate(x.shape) if i not in axes))
 
@@ -233,6 +240,7 @@ def resize(node: OnnxNode, build: Lowering) -> Value:
     scales, sizes = resize_targets(node, x)
     for axis, (scale, size) in enumerate(zip(scales, sizes)):
         if size != x.shape[axis]:
+            check_size(size, node)
             x = build.take(x, nearest_indices(node, x.shape[axis], size, scale), axis)
         elif scale != 1:
             raise UnsupportedError(f"the scale {scale} on axis {axis}")

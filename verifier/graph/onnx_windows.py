@@ -80,7 +80,10 @@ def same_pads(node: OnnxNode, window: Window, spatial: Shape) -> Window:
     mode = automatic(node)
     if not mode.startswith("SAME"):
         return window
-    totals = tuple(max((-(-size // s) - 1) * s + e - size, 0) for size, s, e in zip(spatial, window.strides, window.extent))
+    totals = tuple((-(-size // s) - 1) * s + e - size for size, s, e in zip(spatial, window.strides, window.extent))
+    if min(totals) < -1:
+        raise UnsupportedError(f"{mode} with strides {window.strides} that skip values of {spatial}: runtimes disagree on which")
+    totals = tuple(max(t, 0) for t in totals)
     return Window(window.kernel, window.strides, window.dilations, split_pads(totals, mode == "SAME_UPPER"))
 
 
@@ -166,7 +169,7 @@ def pool_window(node: OnnxNode, x: Variable) -> tuple[Window, Window]:
     kernel = tuple(node.attributes.get("kernel_shape") or ())
     spatial = spatial_shape(node, x, len(kernel))
     window = same_pads(node, read_window(node, kernel), spatial)
-    if not node.attributes.get("ceil_mode", 0) or automatic(node).startswith("SAME"):
+    if not node.flag("ceil_mode") or automatic(node).startswith("SAME"):
         return window, window
     n, ends = len(spatial), []
     for i in range(n):
@@ -191,7 +194,7 @@ def average_pool(node: OnnxNode, build: Lowering) -> Value:
     """Mean over windows, over the true values alone unless `count_include_pad`; what ceil_mode adds is never counted."""
     x = node.variable(0)
     given, window = pool_window(node, x)
-    if not node.attributes.get("count_include_pad", 0):
+    if not node.flag("count_include_pad"):
         return pooled("AveragePool", node, x, window, build, {"count_include_pad": 0})
     if given == window:
         return pooled("AveragePool", node, x, window, build, {"count_include_pad": 1})

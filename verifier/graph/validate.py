@@ -44,6 +44,8 @@ def check_against_onnxruntime(graph: Graph, path: str | Path, runner: OnnxRunner
         noise = float(np.abs(exact - rounded).max())
         allowed = RELATIVE_TOLERANCE[kind] * max(float(np.abs(expected).max()), 1e-6) + NOISE_FACTOR[kind] * noise
         worst = float(np.abs(expected - exact).max())
+        if not np.isfinite(expected).all():
+            raise ModelError(f"{path}: its output is NaN or infinite for an ordinary input: are its weights too large?")
         if not worst <= allowed:
             where = _first_difference(double, path, x, allowed)
             raise ModelError(f"{path}: this loader's output differs from onnxruntime's by {worst:.3g} (at most {allowed:.3g} is rounding)"

@@ -19,10 +19,10 @@ def tighten(problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_
     Sound: each bound is a lower bound of +z or -z over the problem's region and its own split.
     """
     first = 0 if bool(problem.split.any()) else 1
-    for block in problem.blocks[first:]:
-        if block.size and not deadline.expired():
-            problem = tighten_block(problem, block, effort, deadline, memory_bytes)
-    return eliminate(problem)
+    for k in range(first, len(problem.blocks)):
+        if problem.blocks[k].size and not deadline.expired():
+            problem = eliminate(tighten_block(problem, problem.blocks[k], effort, deadline, memory_bytes))
+    return problem
 
 
 def tighten_block(problem: ReducedProblem, block: Block, effort: Effort, deadline: Deadline, memory_bytes: int) -> ReducedProblem:
