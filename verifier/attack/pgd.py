@@ -252,7 +252,8 @@ def _sampling_plan(search: _Search) -> tuple[int, int, int]:
     few = n_in <= FEW_INPUTS
     wanted = max(16, MAX_SAMPLES // cases) if few else 16
     a_case = max(1, min(wanted, search.points_a_pass, MAX_VIOLATIONS // (targets * (rows + n_out + n_in))))
-    return (min(KEPT, a_case) if few else 1), a_case, (max(1, wanted // a_case) if few else 1)
+    kept = max(1, min(KEPT, a_case, MAX_POINTS_A_PASS // targets)) if few else 1
+    return kept, a_case, (max(1, wanted // a_case) if few else 1)
 
 
 @dataclass(frozen=True, slots=True)
