@@ -1,13 +1,13 @@
 """Search for counterexamples by projected gradient descent, batched over cases, polytopes and restarts.
 
 The parts: a *target* is one polytope of one case; a *point* is one attempt at one target; the violation of a point is the largest
-(output @ y + input @ x - offset) over the target's rows, and a point with no positive violation is a candidate. One round is
+(output @ y + input @ x - offset) over the target's rows, and a point with no positive violation is a candidate. Each round is
 
-    starts (samples of the box, chosen by their violation)  ->  descent (signed gradient steps, decaying, projected)  ->  candidates
+    starts  ->  descent (signed gradient steps with momentum, decaying, projected)  ->  candidates
 
-and the rounds rise in cost: samples alone, then one start a target, then every restart (PGD of Madry et al., arXiv:1706.06083, with the
-output-diversified starts of Tashiro et al., arXiv:2003.06878, for a third of them). Candidates are claims: only `attack/confirm.py` makes
-counterexamples of them.
+and the rounds rise in cost: samples of the region alone; descent from the best samples of each target; then every restart, by turns from a
+random point (PGD of Madry et al., arXiv:1706.06083) and output-diversified (Tashiro et al., arXiv:2003.06878). Where a gradient is zero, that
+of the network with leaky ReLUs stands for it. Candidates are claims: only `attack/confirm.py` makes counterexamples of them.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from verifier.spec.spec import Case
 ELEMENTS_CPU, ELEMENTS_GPU = 4_000_000, 200_000_000  # numbers in one pass: about a tenth of a second of work
 MAX_POINTS_A_PASS = 4096
 FEW_INPUTS, MAX_SAMPLES, MAX_VIOLATIONS, KEPT = 64, 32_768, 20_000_000, 64
-CHEAP_STEPS, ODI_STEPS = 15, 4
+CHEAP_STEPS, KEPT_STEPS, ODI_STEPS = 15, 60, 4
 FIRST_RATE, KEPT_RATES, LAST_RATE, MOMENTUM = 0.5, (0.1, 0.03), 0.005, 0.7
 LEAK = 0.1
 SOLID = 1e-4  # a margin, relative to a row's size, that survives the rounding of another runtime
@@ -134,7 +134,7 @@ def pgd(
     order = torch.argsort(violation)
     kept = starts.shape[1]
     for target, number in _pairs(search, order, kept):
-        yield from _descend(search, target, _kept_starts(target, number, starts), CHEAP_STEPS if kept == 1 else config.steps)
+        yield from _descend(search, target, _kept_starts(target, number, starts), CHEAP_STEPS if kept == 1 else KEPT_STEPS)
     for target, number in _pairs(search, order, config.restarts):
         yield from _descend(search, target, _random_starts(search, target, number, starts, generator), config.steps)
 
