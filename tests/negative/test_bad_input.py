@@ -220,3 +220,12 @@ def test_a_whole_process_says_one_sentence_and_no_traceback(prop, tmp_path) -> N
     child = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (child.returncode, child.stdout) == (2, "")
     assert len(child.stderr.splitlines()) == 1 and "p.vnnlib" in child.stderr
+
+
+def test_contradictory_bounds_are_unsat_with_a_note(model, tmp_path, capsys) -> None:
+    """No input at all: nothing is unsafe, which a person should know to be no proof of much."""
+    empty = vnnlib(tmp_path / "empty.vnnlib", "(>= X_0 1)", "(<= X_0 -1)", "(<= Y_0 0)")
+    assert run(["verify", str(model), str(empty)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "unsat\n"
+    assert "X_0" in shown.err and "Traceback" not in shown.err
