@@ -19,9 +19,10 @@ from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta
 from verifier.bab.frontier import Frontier
 from verifier.bab.work import Work, children, load, spec_rows, unload
 from verifier.config import BabConfig
-from verifier.reduced.bound import Effort, Multipliers, Rows, optimise
+from verifier.reduced.bound import Effort, Multipliers, optimise
 from verifier.reduced.planes import Domains, start_alpha
 from verifier.reduced.problem import ReducedProblem, Stack, stack, stackable
+from verifier.reduced.sparse import with_sparse_inputs
 
 Offer = Callable[[int, int, Tensor], bool]
 """offer(problem key, polytope, full inputs (K, n_full)) -> whether one was confirmed as a counterexample."""
@@ -78,7 +79,7 @@ class Oracle:
 def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     """Bounds every row at the root and opens one domain for each polytope that none of its rows proves (the best row stands for it)."""
     problem = search.problem
-    single, count = stack([problem]), len(problem.b_o)
+    single, count = with_sparse_inputs(stack([problem])), len(problem.b_o)
     row = torch.arange(count, device=problem.b_o.device).unsqueeze(0)
     bounds = row_bounds(single, row, effort)
     best, found = bounds[0][0] - problem.slack, bounds[1]
@@ -121,7 +122,7 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         key = tuple(id(s.problem) for s in group)
         if key not in cache:
             cache.clear()
-            cache[key] = stack([s.problem for s in group])
+            cache[key] = with_sparse_inputs(stack([s.problem for s in group]))
         _round(group, cache[key], config, size, oracle)
         took = time.monotonic() - tick
         size = max(8, size // 2) if took > 0.8 else min(config.batch, 2 * size) if took < 0.3 else size
@@ -147,10 +148,9 @@ def _group(active: list[Search], size: int) -> list[Search]:
 def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, oracle: Oracle) -> None:
     each = max(1, size // len(group))
     work = load(shared, [s.frontier.pop_worst(each) for s in group])
-    wide = max(config.candidates, min(16, 2 * size * config.candidates // max(1, 2 * work.row.numel())))
     useful = torch.zeros_like(work.row, dtype=torch.bool)
     if shared.real.any():
-        neuron, useful = choose(shared, work, wide)
+        neuron, useful = choose(shared, work, config.candidates)
     for p, search in enumerate(group):
         _leaves(search, shared, work, p, ~useful[p, :work.count[p]], oracle)
     if not bool(useful.any()):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
-from verifier.bab.driver import Oracle
 from verifier.bab.cut import cut
+from verifier.bab.driver import Oracle
 from verifier.reduced.boxes import BoxBounds, box_bounds
 from verifier.reduced.problem import ReducedProblem
 from verifier.reduced.restrict import restrict

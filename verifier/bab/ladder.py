@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance, start
-from verifier.bab.input_split import InputSearch, InputSplitConfig, advance_boxes, input_search
+from verifier.bab.input_split import InputSplitConfig, advance_boxes, input_search
 from verifier.bab.neurons import split_neurons
 from verifier.config import BabConfig
 from verifier.reduced.bound import Effort

@@ -20,6 +20,7 @@ from verifier.config import BabConfig
 from verifier.reduced.bound import Effort
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.problem import ReducedProblem, Stack, stack
+from verifier.reduced.sparse import with_sparse_inputs
 from verifier.reduced.tighten import rows_as_problem
 
 
@@ -40,14 +41,17 @@ def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: De
     """The problem with better bounds of block k's neurons, as good as the deadline allows."""
     block = problem.blocks[k]
     search = Search(k, rows_as_problem(problem, block))
-    start(search, Effort(20))
+    start(search, Effort(8, until_s=deadline.at_s))
     bound = search.floor.clone()
     closed = torch.full_like(bound, torch.inf)
-    shared = stack([search.problem])
+    shared = with_sparse_inputs(stack([search.problem]))
     while len(search.frontier) and not deadline.expired():
         worst = search.frontier.pop_worst_of_each_row()
         for part in torch.arange(len(worst), device=bound.device).split(config.batch):
-            _split(search, shared, worst.take(part), config, closed)
+            if deadline.expired():
+                search.frontier.push(worst.take(part))
+            else:
+                _split(search, shared, worst.take(part), config, closed)
     proved = _row_minimum(search, closed, len(bound))
     bound = torch.maximum(bound, torch.minimum(proved, torch.zeros_like(proved)))
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)

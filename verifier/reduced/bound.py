@@ -6,13 +6,16 @@ one forward pass. Ref: alpha-CROWN arXiv:2011.13824, beta-CROWN arXiv:2103.06624
 """
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from verifier.reduced.planes import Domains, Fixed, Planes, fixed_planes, plane_gradient, planes_at
+from verifier.reduced.planes import Domains, Planes, fixed_planes, plane_gradient, planes_at
 from verifier.reduced.problem import RELU, Block, ReducedProblem, ScaledBall, Stack
+from verifier.reduced.sparse import from_inputs, to_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,16 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How hard to optimise: gradient steps, step lengths for alpha and beta (relative to the rows' size), decay a step."""
+    """How hard to optimise: gradient steps, step lengths for alpha and beta (relative to the rows' size), decay a step; none after `until_s`
+
+    of the monotonic clock.
+    """
 
     steps: int
     alpha_step: float = 0.25
     beta_step: float = 0.1
     decay: float = 0.9
+    until_s: float = math.inf
 
 
 def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None) -> Backward:
@@ -80,7 +87,7 @@ def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: T
     if planes.low_off is not None:
         bias = bias + ((c - negative) * planes.low_off).sum(-1)
         bias = bias + _cut_offsets(stack, domains, signed)
-    a = rows.ao + nu @ stack.A
+    a = rows.ao + to_inputs(stack, nu)
     value, x = minimum_over_inputs(a, stack.ball)
     return Backward(bias + value, c, nu, a, x)
 
@@ -110,7 +117,7 @@ def minimum_over_inputs(a: Tensor, ball: ScaledBall | None) -> tuple[Tensor, Ten
 
 def neuron_values(stack: Stack, found: Backward, planes: Planes) -> Tensor:
     """z* `(P, K, U)`: the corner pushed forwards through the planes that the backward pass chose."""
-    z = found.x @ stack.A.mT + stack.b.unsqueeze(1)
+    z = from_inputs(stack, found.x).add_(stack.b.unsqueeze(1))
     positive = found.c > 0
     slope = torch.where(positive, planes.low, planes.up)
     offset = torch.where(positive, torch.zeros_like(planes.up_off) if planes.low_off is None else planes.low_off, planes.up_off)
@@ -143,7 +150,7 @@ def optimise(stack: Stack, rows: Rows, domains: Domains, start: Multipliers, eff
         beta[:, at] = torch.where(better.unsqueeze(-1), current.beta, beta[:, at])
         corner[:, at] = torch.where(better.unsqueeze(-1), found.x, corner[:, at])
         open_rows = (best[:, at] <= target[:, at]).any(0)
-        if step == effort.steps or not bool(open_rows.any()):
+        if step == effort.steps or not bool(open_rows.any()) or time.monotonic() > effort.until_s:
             break
         current.step(found, planes, step)
         count = int(open_rows.sum())
@@ -157,7 +164,7 @@ def optimise(stack: Stack, rows: Rows, domains: Domains, start: Multipliers, eff
 class _Ascent:
     """Projected Adam on (alpha, beta) of the rows that are still open (Adam by hand: the first use of torch.optim costs a second)."""
 
-    __slots__ = ("stack", "rows", "domains", "alpha", "beta", "effort", "fixed", "unit", "m", "v")
+    __slots__ = ("alpha", "beta", "domains", "effort", "fixed", "m", "rows", "stack", "unit", "v")
 
     def __init__(self, stack: Stack, rows: Rows, domains: Domains, start: Multipliers, effort: Effort) -> None:
         self.stack, self.rows, self.domains, self.effort = stack, rows, domains, effort

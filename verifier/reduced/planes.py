@@ -14,7 +14,6 @@ from verifier.box import Box
 from verifier.ops import rule
 from verifier.reduced.problem import RELU, Block, Stack
 
-
 S_SHAPED = ("sigmoid", "tanh")
 
 

@@ -137,6 +137,15 @@ def blocks_of(sizes: list[int], kinds: list[str], W: Tensor) -> tuple[Block, ...
 
 
 @dataclass(frozen=True, slots=True)
+class SparseRows:
+    """The first `count` rows of A, `rows (count, n)` and `transposed (n, count)`, both in compressed rows."""
+
+    count: int
+    rows: Tensor
+    transposed: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """P reduced problems of one network side by side, blocks padded to one size: `A (P, U, n)`, `W (P, U, U)`, and so on.
 
@@ -156,6 +165,7 @@ class Stack:
     blocks: tuple[Block, ...]
     real: Tensor
     index: tuple[Tensor, ...]
+    sparse: SparseRows | None = None
 
     @property
     def is_relu(self) -> bool:
