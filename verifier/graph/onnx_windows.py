@@ -8,6 +8,9 @@ import numpy as np
 from verifier.errors import ModelError, ShapeError, UnsupportedError
 from verifier.graph.onnx_lowering import Lower, Lowering, OnnxNode, Shape, Value, Variable
 
+# No image has this many pixels along an axis: a larger number in a window is damage, and would overflow 64 bits in products.
+LARGEST = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -54,8 +57,8 @@ def read_window(node: OnnxNode, kernel: Shape) -> Window:
     if given != kernel or len(strides) != n or len(dilations) != n or len(pads) != 2 * n:
         raise ShapeError(f"{node.op} {node.name!r} has kernel {kernel}, kernel_shape {given}, strides {strides}, dilations {dilations} "
                          f"and pads {pads}, which do not fit together: is the file damaged?")
-    if min((*kernel, *strides, *dilations)) < 1:
-        raise ModelError(f"{node.op} {node.name!r} has a kernel, stride or dilation below 1.")
+    if min((*kernel, *strides, *dilations)) < 1 or max((*kernel, *strides, *dilations, *pads)) > LARGEST:
+        raise ModelError(f"{node.op} {node.name!r} has a kernel, stride, dilation or pad out of range: is the file damaged?")
     if min(pads) < 0:
         raise UnsupportedError(f"the negative pads {pads}")
     return Window(kernel, strides, dilations, pads if automatic(node) == "NOTSET" else (0,) * 2 * n)
