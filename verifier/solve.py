@@ -2,23 +2,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from verifier.attack.confirm import Replay, confirm, replay_graph, replay_onnx
-from verifier.attack.pgd import pgd, polish
+from verifier.attack.pgd import pgd
 from verifier.bab.budget import Deadline, Listener, Progress, silent
-from verifier.bab.driver import Oracle
-from verifier.bab.ladder import FEW_INPUTS, Outcome, solve_problem
+from verifier.bab.driver import Oracle, Search, advance
+from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_of, solve_problem
 from verifier.config import AttackConfig, Config
 from verifier.errors import OutOfMemory, VerifierError
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
 from verifier.reduced.build import BuildConfig, build
+from verifier.reduced.problem import ReducedProblem
 from verifier.spec.spec import Case, Spec
 from verifier.verdict import Counterexample, Reason, Status, Verdict
 
@@ -47,15 +49,15 @@ def verify_many(graph: Graph, specs: Sequence[Spec], config: Config = Config(), 
     for spec in specs:
         _check_sizes(graph, spec)
     with torch.no_grad():
-        run = _Run(graph, config, listener)
-        return [run.verdict(spec) for spec in specs]
+        return _Run(graph, specs, config, listener).verdicts()
 
 
 def _check_sizes(graph: Graph, spec: Spec) -> None:
     n_in, n_out = int(np.prod(graph.input_shape)), int(np.prod(graph.output_shape))
     if (spec.n_in, spec.n_out) != (n_in, n_out):
         raise VerifierError(
-            f"The property {spec.source or 'given'} has {spec.n_in} inputs and {spec.n_out} outputs, but the network {graph.source or 'given'} has {n_in} and {n_out}."
+            f"The property {spec.source or 'given'} has {spec.n_in} inputs and {spec.n_out} outputs, "
+            f"but the network {graph.source or 'given'} has {n_in} and {n_out}."
         )
 
 
@@ -71,115 +73,193 @@ def device_of(name: str) -> torch.device:
 
 
 @dataclass(slots=True)
-class _Case:
-    """A case at work: the gate, and the counterexample it let through."""
+class _Job:
+    """One case of one property at work: its gate, its search once it is bounded, and what became of it."""
 
+    spec: int
     case: Case
     replay: Replay
+    search: Search | None = None
+    outcome: Outcome | None = None
+    failure: tuple[Reason, str] | None = None
     found: Counterexample | None = None
+    found_by: str = ""
     refused: int = 0
+    seconds: float = 0.0
 
-    def offer(self, polytope: int, x: np.ndarray) -> bool:
-        found = confirm(x, self.case, self.case.polytopes[polytope], self.replay)
-        if found is None:
-            self.refused += 1
-        elif self.found is None or found.margin > self.found.margin:
-            self.found = found
-        return self.found is not None
+    @property
+    def open(self) -> bool:
+        return self.found is None and self.failure is None and (self.outcome is None or not self.outcome.proved)
+
+    def offer(self, polytope: int, points: np.ndarray, by: str) -> bool:
+        """Whether a point of `(K, n_in)` passes the gate."""
+        for x in points:
+            found = confirm(x, self.case, self.case.polytopes[polytope], self.replay)
+            if found is not None:
+                self.found, self.found_by = found, by
+                return True
+        self.refused += len(points)
+        return False
 
 
 class _Run:
-    """What all properties of one network share."""
+    """All properties of one network: bound every case at the root, attack what is open, split what is left, many problems in one frontier."""
 
-    def __init__(self, graph: Graph, config: Config, listener: Listener) -> None:
-        self.config, self.listener = config, listener
+    def __init__(self, graph: Graph, specs: Sequence[Spec], config: Config, listener: Listener) -> None:
+        self.config, self.listener, self.specs = config, listener, specs
         self.device = device_of(config.device)
         self.source = graph
         self.graph = graph.to(self.device, torch.float32)
         self.small = sum(int(np.prod(node.shape)) for node in graph.nodes) <= SMALL_NETWORK
         self._replay: Replay | None = None
+        self.jobs = [_Job(k, case, self.replay) for k, spec in enumerate(specs) for case in spec.cases]
+        self.interrupted = False
 
     def replay(self, x: np.ndarray) -> np.ndarray:
         if self._replay is None:
             self._replay = replay_onnx(self.source.source) if self.source.source else replay_graph(self.source)
         return self._replay(x)
 
-    def verdict(self, spec: Spec) -> Verdict:
-        begin = time.monotonic()
-        deadline = Deadline.after(self.config.timeout_s)
-        cases = [_Case(case, self.replay) for case in spec.cases]
-        outcomes: list[Outcome] = []
+    def verdicts(self) -> list[Verdict]:
         try:
-            answer = self._solve(spec, cases, outcomes, deadline)
+            waiting: list[_Job] = []
+            for job in self.jobs:
+                self._bound(job)
+                if job.open and job.search is not None:
+                    waiting.append(job)
+                if sum(_nbytes(w.search.problem) for w in waiting) > self.config.memory_bytes // 2:
+                    self._decide(waiting)
+                    waiting = []
+            self._decide(waiting)
         except KeyboardInterrupt:
-            answer = _unknown(Reason.INTERRUPTED, "Interrupted.", outcomes)
-        except (OutOfMemory, torch.OutOfMemoryError) as error:
-            answer = _unknown(Reason.MEMORY, str(error), outcomes)
-        return replace(answer, seconds=time.monotonic() - begin, domains=sum(o.domains for o in outcomes))
+            self.interrupted = True
+        return [self._verdict(k, spec) for k, spec in enumerate(self.specs)]
 
-    def _solve(self, spec: Spec, cases: list[_Case], outcomes: list[Outcome], deadline: Deadline) -> Verdict:
-        if not cases:
-            return Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification")
-        if self.config.attack and (found := self._attack(cases, QUICK, deadline.sooner(0.1 * self.config.timeout_s))):
-            return found
-        open_cases = []
-        for k, case in enumerate(cases):
-            outcome = self._prove(k, cases, deadline.sooner(max(1.0, deadline.left_s() / (len(cases) - k))))
-            outcomes.append(outcome)
-            if outcome.falsified:
-                return _falsified(case, "a corner of a bound")
-            if not outcome.proved:
-                open_cases.append(case)
-            if deadline.expired():
-                break
-        if len(outcomes) == len(cases) and not open_cases:
-            return Verdict(Status.VERIFIED, Reason.PROVED, _proved_sentence(cases, outcomes), engine=_engines(outcomes))
-        return self._undecided(cases, outcomes, deadline)
+    def _left_s(self, job: _Job) -> float:
+        """What the property of this job has left of its time."""
+        return self.config.timeout_s - sum(other.seconds for other in self.jobs if other.spec == job.spec)
 
-    def _undecided(self, cases: list[_Case], outcomes: list[Outcome], deadline: Deadline) -> Verdict:
-        if deadline.expired():
-            return _unknown(Reason.TIMEOUT, f"The time of {self.config.timeout_s:g} s is over.", outcomes)
-        if self.config.attack and (found := self._attack(cases, self.config.attack, deadline)):
-            return found
-        if any(case.refused for case in cases):
-            return _unknown(Reason.UNCONFIRMED, "A point violates the property in exact arithmetic, but onnxruntime's rounded outputs do not.", outcomes)
-        return _unknown(Reason.INCOMPLETE, "Splitting came to its end: what is open is thinner than the arithmetic resolves.", outcomes)
+    def _shut(self, job: _Job) -> bool:
+        """Whether the property is decided without this job, or has no time left."""
+        return self._left_s(job) <= 0 or any(other.found for other in self.jobs if other.spec == job.spec)
 
-    def _attack(self, cases: list[_Case], config: AttackConfig, deadline: Deadline) -> Verdict | None:
+    def _bound(self, job: _Job) -> None:
+        """Root bounds: builds the reduced problem and opens a search, or proves the case."""
+        if self._shut(job):
+            return
+        with _timed([job]), _memory(job):
+            self.listener(Progress("bounds", 0.0))
+            free = int((job.case.upper > job.case.lower).sum())
+            graph = self.source.to(self.device, torch.float64) if self.small and free <= FEW_INPUTS else self.graph
+            search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes)))
+            open_root(search, Deadline.after(self._left_s(job)))
+            job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
+
+    def _decide(self, waiting: list[_Job]) -> None:
+        """Attack, then a turn of branch and bound for all, then each by itself; searches are dropped as their jobs end."""
+        if self.config.attack:
+            self._attack(waiting, QUICK)
+        open_jobs = [job for job in waiting if job.open and not self._shut(job)]
+        if len(open_jobs) > 1:
+            with _timed(open_jobs):
+                turn = min(min(self._left_s(job) for job in open_jobs), 1.0) * len(open_jobs)
+                advance([job.search for job in open_jobs], self.config.bab, self._oracle(), Deadline.after(turn), self.listener)
+            for job in open_jobs:
+                job.outcome = outcome_of(job.search, "beta-CROWN")
+        for job in open_jobs:
+            if job.open and not self._shut(job):
+                with _timed([job]), _memory(job):
+                    climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
+                    job.outcome = solve_problem(job.search, climb)
+        if self.config.attack:
+            self._attack([job for job in open_jobs if job.open and not self._shut(job)], self.config.attack)
+        for job in waiting:
+            job.search = None
+
+    def _attack(self, jobs: list[_Job], config: AttackConfig) -> None:
+        if not jobs:
+            return
         self.listener(Progress("attack", 0.0))
-        with torch.enable_grad():
-            for candidate in pgd(self.graph, [c.case for c in cases], config, self.config.seed, deadline, self.device):
-                if cases[candidate.case].offer(candidate.polytope, candidate.x):
-                    return _falsified(cases[candidate.case], "PGD")
-        return None
+        deadline = Deadline.after(min(0.1 * self.config.timeout_s * len(jobs), min(self._left_s(job) for job in jobs)))
+        with _timed(jobs), torch.enable_grad():
+            for candidate in pgd(self.graph, [job.case for job in jobs], config, self.config.seed, deadline, self.device):
+                job = jobs[candidate.case]
+                if job.found is None:
+                    job.offer(candidate.polytope, candidate.x[None], "PGD")
+                if all(job.found for job in jobs):
+                    return
 
-    def _prove(self, k: int, cases: list[_Case], deadline: Deadline) -> Outcome:
-        case = cases[k]
-        free = int((case.case.upper > case.case.lower).sum())
-        graph = self.source.to(self.device, torch.float64) if self.small and free <= FEW_INPUTS else self.graph
-        problem = build(graph, case.case, BuildConfig(self.config.memory_bytes))
-
+    def _oracle(self) -> Oracle:
         def offer(key: int, polytope: int, x: Tensor) -> bool:
-            return any(case.offer(polytope, point) for point in x.cpu().numpy())
+            return self.jobs[key].offer(polytope, x.cpu().numpy(), "a corner of a bound")
 
-        return solve_problem(k, problem, self.config.bab, Oracle(offer, leaf_answer), deadline, self.listener)
+        return Oracle(offer, leaf_answer)
+
+    def _verdict(self, k: int, spec: Spec) -> Verdict:
+        jobs = [job for job in self.jobs if job.spec == k]
+        outcomes = [job.outcome for job in jobs if job.outcome is not None]
+        answer = self._answer(k, spec, jobs, outcomes)
+        return replace(answer, seconds=sum(job.seconds for job in jobs), domains=sum(o.domains for o in outcomes))
+
+    def _answer(self, k: int, spec: Spec, jobs: list[_Job], outcomes: list[Outcome]) -> Verdict:
+        found = next((job for job in jobs if job.found is not None), None)
+        if found is not None:
+            sentence = f"Counterexample found by {found.found_by}, replayed with margin {found.found.margin:.3g}."
+            return Verdict(Status.FALSIFIED, Reason.REPLAYED, sentence, engine=found.found_by, counterexample=found.found)
+        if not any(job.open or job.failure for job in jobs):
+            if not jobs:
+                return Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification")
+            return Verdict(Status.VERIFIED, Reason.PROVED, _proved_sentence(jobs, outcomes), engine=_engines(outcomes))
+        reason, sentence = self._why_unknown(jobs)
+        lowest = [o.lower for o in outcomes if o.lower is not None and not o.proved]
+        return Verdict(Status.UNKNOWN, reason, sentence, engine=_engines(outcomes), lower_bound=min(lowest, default=None))
+
+    def _why_unknown(self, jobs: list[_Job]) -> tuple[Reason, str]:
+        failure = next((job.failure for job in jobs if job.failure is not None), None)
+        if failure is not None:
+            return failure
+        if self.interrupted:
+            return Reason.INTERRUPTED, "Interrupted."
+        if any(job.open and self._shut(job) for job in jobs):
+            return Reason.TIMEOUT, f"The time of {self.config.timeout_s:g} s is over."
+        if any(job.refused for job in jobs):
+            return Reason.UNCONFIRMED, "A point violates the property in exact arithmetic, but onnxruntime's rounded outputs there do not."
+        return Reason.INCOMPLETE, "Splitting came to its end: what is open is thinner than the arithmetic resolves."
 
 
-def _falsified(case: _Case, by: str) -> Verdict:
-    return Verdict(
-        Status.FALSIFIED, Reason.REPLAYED, f"Counterexample found by {by}, replayed with margin {case.found.margin:.3g}.", engine=by, counterexample=case.found,
-    )
+@contextmanager
+def _timed(jobs: list[_Job]) -> Iterator[None]:
+    """Charges the time inside to these jobs, in equal parts."""
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        for job in jobs:
+            job.seconds += (time.monotonic() - begin) / len(jobs)
 
 
-def _unknown(reason: Reason, sentence: str, outcomes: list[Outcome]) -> Verdict:
-    lowest = [o.lower for o in outcomes if o.lower is not None and not o.proved]
-    return Verdict(Status.UNKNOWN, reason, sentence, engine=_engines(outcomes), lower_bound=min(lowest, default=None))
+@contextmanager
+def _memory(job: _Job) -> Iterator[None]:
+    """Turns the exhaustion of memory into the job's failure."""
+    try:
+        yield
+    except (OutOfMemory, MemoryError, torch.OutOfMemoryError) as error:
+        job.failure = (Reason.MEMORY, str(error) or "The memory of this machine is used up.")
+    except RuntimeError as error:  # what the CPU allocator of torch raises
+        if "can't allocate memory" not in str(error):
+            raise
+        job.failure = (Reason.MEMORY, "The memory of this machine is used up.")
+
+
+def _nbytes(problem: ReducedProblem) -> int:
+    return problem.A.nbytes + problem.W.nbytes
 
 
 def _engines(outcomes: list[Outcome]) -> str:
     return ", ".join(dict.fromkeys(o.engine for o in outcomes))
 
 
-def _proved_sentence(cases: list[_Case], outcomes: list[Outcome]) -> str:
-    count = sum(len(case.case.polytopes) for case in cases)
-    return f"All {count} unsafe {'set is' if count == 1 else 'sets are'} unreachable, proved by {_engines(outcomes)}."
+def _proved_sentence(jobs: list[_Job], outcomes: list[Outcome]) -> str:
+    count = sum(len(job.case.polytopes) for job in jobs)
+    subject = "The unsafe set is" if count == 1 else f"All {count} unsafe sets are"
+    return f"{subject} unreachable, proved by {_engines(outcomes)}."

@@ -32,10 +32,14 @@ Leaf = Callable[[ReducedProblem, int, Tensor], "LeafAnswer"]
 
 @dataclass(frozen=True, slots=True)
 class LeafAnswer:
-    """What an exact solver says of a leaf: a lower bound of its polytope (infinite: the leaf is empty), and the scaled input that attains it."""
+    """What an exact solver says of a leaf: a lower bound of its polytope (infinite: the leaf is empty) and the scaled input `x (n,)` that
+
+    attains it; `neuron` is the unsplit one whose relaxation is loosest there, None where the bound is exact.
+    """
 
     lower: float
     x: Tensor | None = None
+    neuron: int | None = None
 
 
 @dataclass(slots=True)
@@ -148,11 +152,11 @@ def _group(active: list[Search], size: int) -> list[Search]:
 def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, oracle: Oracle) -> None:
     each = max(1, size // len(group))
     work = load(shared, [s.frontier.pop_worst(each) for s in group])
-    useful = torch.zeros_like(work.row, dtype=torch.bool)
+    neuron, useful = torch.zeros_like(work.row), torch.zeros_like(work.row, dtype=torch.bool)
     if shared.real.any():
         neuron, useful = choose(shared, work, config.candidates)
     for p, search in enumerate(group):
-        _leaves(search, shared, work, p, ~useful[p, :work.count[p]], oracle)
+        _leaves(search, shared, work, p, (neuron, useful), oracle)
     if not bool(useful.any()):
         return
     kids = children(shared, work, neuron)
@@ -202,17 +206,19 @@ def _offer(search: Search, x: Tensor, row: Tensor, oracle: Oracle) -> None:
             return
 
 
-def _leaves(search: Search, shared: Stack, work: Work, p: int, exhausted: Tensor, oracle: Oracle) -> None:
-    """Domains that no split can improve: an exact solver decides them."""
-    problem = search.problem
-    for k in exhausted.nonzero().squeeze(-1).tolist():
+def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Tensor, Tensor], oracle: Oracle) -> None:
+    """Domains where no split would improve the bound: an exact solver decides them, or names the neuron to split (into `choice`, in place)."""
+    problem, (neuron, useful) = search.problem, choice
+    for k in (~useful[p, :work.count[p]]).nonzero().squeeze(-1).tolist():
         polytope = int(problem.polytope[work.row[p, k]])
         answer = oracle.leaf(problem, polytope, work.domains.split[p, k][shared.index[p]])
-        search.closed += 1
         if answer.lower > float(problem.slack.max()):
+            search.closed += 1
             search.volume += 0.5 ** int(work.depth[p, k])
         elif answer.x is not None and oracle.offer(search.key, polytope, problem.inputs.full(answer.x.unsqueeze(0))):
             search.falsified = True
             return
+        elif answer.neuron is not None:
+            neuron[p, k], useful[p, k] = shared.index[p][answer.neuron], True
         else:
             search.stuck = True

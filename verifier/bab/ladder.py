@@ -1,18 +1,18 @@
-"""The ladder of effort for problems that the root does not prove: cheap rungs first, each measured, the next one chosen by what it gained.
+"""The ladder of effort for a problem that the root does not prove: cheap rungs first, each measured, the next one chosen by what it gained.
 
-For every open problem:
-    few free inputs:  input splits and ReLU splits are tried for a moment each; the one that closes more of its tree goes on;
-    otherwise:        ReLU splits for a moment; if the closed share of the tree says that this ends in time, they go on; else the neurons' bounds are
-                      tightened (alpha on every row, then branch and bound on the late neurons), and ReLU splits start again on the smaller problem.
+    1. input splits, where there are few free inputs: they go on while they close a visible share of the region;
+    2. ReLU splits for a moment: what is easy ends here;
+    3. tighten every neuron by alpha, and start again on the smaller problem;
+    4. branch and bound for the neurons, repeated with twice the time for as long as the root gains by it;
+    5. ReLU splits (or input splits, where they closed more) to the end.
 """
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance, start
-from verifier.bab.input_split import InputSplitConfig, advance_boxes, input_search
+from verifier.bab.input_split import InputSearch, InputSplitConfig, advance_boxes, input_search
 from verifier.bab.neurons import split_neurons
 from verifier.config import BabConfig
 from verifier.reduced.bound import Effort
@@ -20,6 +20,14 @@ from verifier.reduced.problem import ReducedProblem
 from verifier.reduced.tighten import tighten
 
 FEW_INPUTS = 20
+"""Free inputs up to which splitting the input is tried."""
+MANY_NEURONS = 1500
+"""Unstable neurons from which a first round of input splits takes too long to be a probe."""
+FIRST_TURN_S, PROBE_S, FIRST_NEURON_S = 1.0, 0.5, 0.5
+VISIBLE = 0.05
+"""Share of the region whose closing in the first turn says that input splits will end."""
+WORTHWHILE = 0.1
+"""Share of what the root lacks that a round of neuron splits must gain to be followed by another."""
 ROOT = Effort(20)
 
 
@@ -35,71 +43,86 @@ class Outcome:
     stuck: bool = False
 
 
-def solve_problem(key: int, problem: ReducedProblem, config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener = silent) -> Outcome:
-    """Climbs the ladder for one problem."""
-    search = Search(key, problem)
-    start(search, ROOT)
-    if search.decided:
-        return _outcome(search, "alpha-CROWN")
-    if problem.n <= FEW_INPUTS:
-        return _few_inputs(search, config, oracle, deadline, listener)
-    return _many_inputs(search, config, oracle, deadline, listener)
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """What every rung needs."""
+
+    config: BabConfig
+    oracle: Oracle
+    deadline: Deadline
+    listener: Listener = silent
 
 
-def _outcome(search: Search, engine: str, domains: int = 0) -> Outcome:
+def open_root(search: Search, deadline: Deadline) -> None:
+    """Rung 0: every row bounded by alpha-CROWN over the whole region."""
+    start(search, replace(ROOT, until_s=deadline.at_s))
+
+
+def outcome_of(search: Search, engine: str, domains: int = 0) -> Outcome:
     return Outcome(search.proved, search.falsified, search.lower_bound(), domains + search.domains, engine, search.stuck)
 
 
-def _few_inputs(search: Search, config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener) -> Outcome:
-    """Input splits against ReLU splits: short turns of growing length, until one wins or is clearly ahead."""
+def solve_problem(search: Search, climb: Climb) -> Outcome:
+    """Climbs the ladder for one problem whose root is open."""
+    return _few_inputs(search, climb) if search.problem.n <= FEW_INPUTS else _relu_splits(search, climb)
+
+
+def _few_inputs(search: Search, climb: Climb) -> Outcome:
+    """Input splits first; ReLU splits for the longer, the smaller the share of the region that those closed in a second."""
     boxes = input_search(search.key, search.problem)
-    turn = 0.5
-    while not deadline.expired():
-        advance_boxes(boxes, InputSplitConfig(), oracle, deadline.sooner(turn), listener)
-        if boxes.decided and not boxes.stuck:
-            return Outcome(boxes.proved, boxes.falsified, boxes.lowest, boxes.domains + search.domains, "input splits")
-        before = search.volume
-        advance([search], config, oracle, deadline.sooner(turn), listener)
-        if search.decided and not search.stuck:
-            return _outcome(search, "beta-CROWN", boxes.domains)
-        ahead = _share(search) - before
-        turn *= 2
-        if boxes.stuck and search.stuck:
-            break
-        if turn > 4 and not boxes.stuck and boxes.volume > 2 * ahead:
-            turn = deadline.left_s()
-    return Outcome(False, False, boxes.lowest, boxes.domains + search.domains, "input splits", boxes.stuck and search.stuck)
+    if search.problem.unstable <= MANY_NEURONS:
+        _split_inputs(boxes, climb, FIRST_TURN_S)
+    if not boxes.decided or boxes.stuck:
+        share = 0.7 if boxes.volume == 0 else 0.3 if boxes.volume < VISIBLE else 0.0
+        if boxes.stuck or share:
+            turn = climb.deadline.left_s() * (1.0 if boxes.stuck else share)
+            outcome = _relu_splits(search, replace(climb, deadline=climb.deadline.sooner(turn)))
+            if outcome.proved or outcome.falsified or boxes.stuck:
+                return replace(outcome, domains=outcome.domains + boxes.domains)
+        _split_inputs(boxes, climb, climb.deadline.left_s())
+    return Outcome(boxes.proved, boxes.falsified, boxes.lowest, boxes.domains + search.domains, "input splits", boxes.stuck)
 
 
-def _share(search: Search) -> float:
-    """The closed share of the tree, 0 to 1."""
-    open_volume = float((0.5 ** search.frontier.open.depth.double()).sum()) if len(search.frontier) else 0.0
-    return search.volume / max(search.volume + open_volume, 1e-30)
+def _split_inputs(boxes: InputSearch, climb: Climb, seconds: float) -> None:
+    advance_boxes(boxes, InputSplitConfig(), climb.oracle, climb.deadline.sooner(seconds), climb.listener)
 
 
-def _many_inputs(search: Search, config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener) -> Outcome:
-    """ReLU splits, between rungs that improve the problem itself."""
-    domains, begin = 0, time.monotonic()
-    rungs = [
-        lambda p: tighten(p, Effort(10), deadline),
-        lambda p: split_neurons(p, config, 2.0, deadline),
-        lambda p: split_neurons(p, config, 5.0, deadline),
-    ]
-    probe = 1.0
-    for rung in rungs:
-        advance([search], config, oracle, deadline.sooner(probe), listener)
-        if search.decided or deadline.expired():
-            return _outcome(search, "beta-CROWN", domains)
-        share = _share(search)
-        if share > 0 and probe * (1 - share) / share < 0.5 * deadline.left_s():
-            break
-        listener(Progress("neuron bounds", time.monotonic() - begin, search.lower_bound(), len(search.frontier), search.closed))
-        better = rung(search.problem)
+def _relu_splits(search: Search, climb: Climb) -> Outcome:
+    """Rungs 2 to 5."""
+    domains, engine = 0, "beta-CROWN"
+    for rung in (_tightened, _neurons_split):
+        advance([search], climb.config, climb.oracle, climb.deadline.sooner(PROBE_S), climb.listener)
+        if search.decided or climb.deadline.expired():
+            return outcome_of(search, engine, domains)
         domains += search.domains
-        search = Search(search.key, better)
-        start(search, ROOT)
-        probe *= 2
+        climb.listener(Progress("bounds of neurons", 0.0, search.lower_bound(), len(search.frontier), search.closed))
+        search, engine = rung(search, climb)
         if search.decided:
-            return _outcome(search, "neuron splits", domains)
-    advance([search], config, oracle, deadline, listener)
-    return _outcome(search, "beta-CROWN", domains)
+            return outcome_of(search, engine, domains)
+    advance([search], climb.config, climb.oracle, climb.deadline, climb.listener)
+    return outcome_of(search, "beta-CROWN", domains)
+
+
+def _restart(search: Search, problem: ReducedProblem, climb: Climb) -> Search:
+    again = Search(search.key, problem)
+    start(again, replace(ROOT, until_s=climb.deadline.at_s))
+    return again
+
+
+def _tightened(search: Search, climb: Climb) -> tuple[Search, str]:
+    return _restart(search, tighten(search.problem, Effort(10), climb.deadline), climb), "tightened alpha-CROWN"
+
+
+def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
+    """Neuron splits while they pay: each round has twice the time of the one before."""
+    seconds, gain = FIRST_NEURON_S, 1.0
+    while gain > WORTHWHILE and not search.decided and not climb.deadline.expired():
+        before = _missing(search)
+        search = _restart(search, split_neurons(search.problem, climb.config, seconds, climb.deadline), climb)
+        gain, seconds = 1 - _missing(search) / before, 2 * seconds
+    return search, "neuron splits"
+
+
+def _missing(search: Search) -> float:
+    """What the root lacks to prove every row that is open, summed."""
+    return float((-search.floor[search.frontier.open.row]).sum()) if len(search.frontier) else 0.0

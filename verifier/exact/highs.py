@@ -1,4 +1,4 @@
-"""Leaves by linear programming: what splitting every neuron leaves open is decided by HiGHS, which makes branch and bound complete for ReLUs."""
+"""Leaves by linear programming: what splitting every neuron leaves open is decided by HiGHS: branch and bound is complete for ReLUs."""
 from __future__ import annotations
 
 import numpy as np
@@ -50,4 +50,7 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
         return LeafAnswer(np.inf)
     if answer.status != 0:
         return LeafAnswer(-np.inf)
-    return LeafAnswer(float(answer.fun), torch.as_tensor(answer.x[:n], dtype=problem.b.dtype, device=problem.b.device).clamp(-1, 1))
+    values = z @ answer.x + b
+    gap = np.where(free, np.abs(np.maximum(values, 0) - answer.x[n:n + u]), 0.0)
+    loosest = int(gap.argmax()) if u and gap.max() > 1e-6 else None
+    return LeafAnswer(float(answer.fun), torch.as_tensor(answer.x[:n], dtype=problem.b.dtype, device=problem.b.device).clamp(-1, 1), loosest)
