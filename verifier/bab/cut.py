@@ -14,7 +14,7 @@ STEPS = 20
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """`best (N,)` the largest minimum of a convex combination of the rows, its coefficients `a (N, n)`, and the offsets `low, high (N, n)` that are left."""
+    """`best (N,)` the largest minimum of a convex combination of the rows, its coefficients `a (N, n)`, the offsets `low, high (N, n)` left."""
 
     best: Tensor
     a: Tensor

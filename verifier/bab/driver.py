@@ -131,7 +131,8 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         took = time.monotonic() - tick
         size = max(8, size // 2) if took > 0.8 else min(config.batch, 2 * size) if took < 0.3 else size
         lowest = [b for b in (s.lower_bound() for s in active) if b is not None]
-        listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), sum(len(s.frontier) for s in active), sum(s.closed for s in searches)))
+        left, closed = sum(len(s.frontier) for s in active), sum(s.closed for s in searches)
+        listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), left, closed))
         for search in active:
             search.stuck |= search.frontier.nbytes() > config.frontier_bytes
 

@@ -47,7 +47,8 @@ def spec_rows(stack: Stack, row: Tensor) -> Rows:
 
 def load(stack: Stack, batches: list[DomainBatch]) -> Work:
     """Domains of the stack's problems, in its order, padded to one K."""
-    k = max(len(batch) for batch in batches)
+    count = tuple(len(batch) for batch in batches)
+    k = max(count)
     batches = [batch if len(batch) == k else _padded(batch, k) for batch in batches]
     dtype = stack.b.dtype
     row, lower, depth = (torch.stack([getattr(batch, name) for batch in batches]) for name in ("row", "lower", "depth"))
@@ -56,7 +57,7 @@ def load(stack: Stack, batches: list[DomainBatch]) -> Work:
     cuts = (None, None) if stack.is_relu else (_place(stack, [b.cut_lower for b in batches]), _place(stack, [b.cut_upper for b in batches]))
     p = torch.arange(len(row), device=row.device).unsqueeze(1)
     slack = torch.stack([torch.nn.functional.pad(q.slack, (0, stack.b_o.shape[1] - len(q.slack))) for q in stack.problems])
-    return Work(row, lower, depth, slack[p, row], spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), tuple(len(b) for b in batches))
+    return Work(row, lower, depth, slack[p, row], spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), count)
 
 
 def _padded(batch: DomainBatch, k: int) -> DomainBatch:

@@ -11,7 +11,7 @@ Vocabulary (op: constants; attributes). `x` is the first input.
 | Input | | |
 | Linear: x @ weight.T + bias on the last axis | weight (out, in), bias (out,) | |
 | LeftMatMul: weight @ x on the last two axes | weight (m, k) | |
-| Conv, ConvTranspose (x is (1, C, *spatial), 1 to 3 spatial axes) | weight (ONNX layout), bias | strides, dilations, pads (begins then ends), group; output_padding |
+| Conv, ConvTranspose (x is (1, C, *spatial)) | weight (ONNX layout), bias | strides, dilations, pads (begins then ends), group; output_padding |
 | Scale: x * scale + offset, broadcast to x's own shape | scale, offset | |
 | Add, Sub: two inputs, broadcast | | |
 | Mul: product of two inputs, broadcast | | |

@@ -284,7 +284,7 @@ def _constant(attributes: dict[str, Any]) -> np.ndarray:
 def inferred_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     """What onnx's own inference knows of the shapes of the values between the nodes; nothing where it fails."""
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(model).graph
     except Exception:
         return {}
     return {info.name: shape_of(info) for info in graph.value_info if info.type.tensor_type.HasField("shape") and all(

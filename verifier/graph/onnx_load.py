@@ -147,13 +147,13 @@ class _Loader:
         self.check_operation(proto, variable)
         if unknown:
             return None
-        if not variable:
-            return compute(proto, inputs, self.opset)
-        self.check_finite(proto, name, inputs)
         wanted = tuple(output if output in self.wanted else "" for output in proto.output)
-        self.build.begin(next(output for output in wanted if output))
-        node = OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes_of(proto))
         try:
+            if not variable:
+                return compute(proto, inputs, self.opset)
+            self.check_finite(proto, name, inputs)
+            self.build.begin(next(output for output in wanted if output))
+            node = OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes_of(proto))
             return self.lowerings[proto.op_type](node, self.build)
         except _DAMAGE as error:
             said = first_line(error)

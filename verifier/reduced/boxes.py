@@ -101,8 +101,13 @@ def _fill(block: Block, z_lower: Tensor, z_upper: Tensor, planes: _Planes) -> No
     planes.h_low[:, at], planes.h_high[:, at] = torch.where(turn, 0.0, ends.amin(0)), ends.amax(0)
 
 
-def _backward(problem: ReducedProblem, wo: Tensor, ao: Tensor, bo: Tensor, stop: int, center: Tensor, planes: _Planes) -> tuple[Tensor, Tensor, Tensor]:
-    """Linear lower bounds <a, x - center> + middle, `middle (N, R)`, `a (N, R, n)` and the neurons' coefficients `nu (N, R, stop)`, of rows `wo (R, U or stop)`, `ao (R, n)`, `bo (R,)` over neurons before `stop`."""
+def _backward(
+    problem: ReducedProblem, wo: Tensor, ao: Tensor, bo: Tensor, stop: int, center: Tensor, planes: _Planes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Linear lower bounds <a, x - center> + middle of rows `wo (R, U or stop)`, `ao (R, n)`, `bo (R,)` over the neurons before `stop`.
+
+    Returns `middle (N, R)`, `a (N, R, n)` and the neurons' coefficients `nu (N, R, stop)`.
+    """
     c = wo[:, :stop].expand(len(center), -1, -1).clone()
     nu = torch.empty_like(c)
     offset = torch.zeros(len(center), len(wo), dtype=c.dtype, device=c.device)

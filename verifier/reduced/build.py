@@ -76,7 +76,8 @@ class _Builder:
     def room(self, shape: tuple[int, ...]) -> None:
         size = 4 * (1 + self.problem.n + self.problem.unstable) * int(np.prod(shape))
         if size > self.config.memory_bytes:
-            raise OutOfMemory(f"The columns of a value of shape {shape} take {size / 2**30:.1f} GiB, the budget is {self.config.memory_bytes / 2**30:.1f}.")
+            budget = self.config.memory_bytes / 2**30
+            raise OutOfMemory(f"The columns of a value of shape {shape} take {size / 2**30:.1f} GiB, the budget is {budget:.1f}: raise memory_bytes.")
 
     def bounds(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds `(M,)` of the rows whose columns are `flat (1 + n + U, M)`: interval, then backward where that leaves the sign open."""
@@ -133,12 +134,13 @@ class _Builder:
     def activate(self, value: Tensor, kind: str, node_index: int) -> Tensor:
         """Columns of s(value): substitutes stable neurons, appends the others as a block."""
         value = self.columns(value)
-        flat, n = value.flatten(1), self.problem.n
+        flat = value.flatten(1)
         lower, upper = self.bounds(flat)
         if kind == RELU:
             open_rows, keep = (lower < 0) & (upper > 0), lower >= 0
         else:
-            open_rows, keep = upper - lower > 8 * rounding(flat.dtype) * torch.maximum(lower.abs(), upper.abs()), torch.zeros_like(lower, dtype=torch.bool)
+            open_rows = upper - lower > 8 * rounding(flat.dtype) * torch.maximum(lower.abs(), upper.abs())
+            keep = torch.zeros_like(open_rows)
         index = open_rows.nonzero().squeeze(-1)
         count = len(index)
         self.room((len(lower),))
@@ -178,7 +180,8 @@ class _Builder:
         polytope = torch.cat([torch.full((len(part),), k, device=flat.device) for k, part in enumerate(parts)])
         low, high = self.activation_range()
         magnitude = rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ torch.maximum(low.abs(), high.abs())
-        return replace(p, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope, slack=rounding(flat.dtype) * magnitude)
+        slack = rounding(flat.dtype) * magnitude
+        return replace(p, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope, slack=slack)
 
 
 def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> ReducedProblem:

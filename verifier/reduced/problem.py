@@ -197,7 +197,8 @@ def stack(problems: list[ReducedProblem]) -> Stack:
         lower[p, at], upper[p, at] = problem.lower, problem.upper
         s = len(problem.b_o)
         A_o[p, :s, :problem.n], b_o[p, :s], W_o[p, :s, at] = problem.A_o, problem.b_o, problem.W_o
-    return Stack(tuple(problems), A, W, b, A_o, W_o, b_o, lower, upper, blocks_of(sizes, [k.kind for k in first.blocks], W.abs().amax(0)), real, tuple(index))
+    blocks = blocks_of(sizes, [block.kind for block in first.blocks], W.abs().amax(0))
+    return Stack(tuple(problems), A, W, b, A_o, W_o, b_o, lower, upper, blocks, real, tuple(index))
 
 
 def stackable(a: ReducedProblem, b: ReducedProblem) -> bool:
