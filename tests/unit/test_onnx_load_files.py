@@ -161,6 +161,9 @@ REFUSED = {
     "control flow": ([N("If", ["c"], ["z"], then_branch=EMPTY, else_branch=EMPTY), N("Add", ["x", "z"], ["y"])], {"c": np.array(True)}),
     "batch of two in a conv": ([N("Expand", ["x", "s"], ["e"]), N("Conv", ["e", "w"], ["y"])],
                                {"s": np.int64([2, 1, 4]), "w": np.ones((1, 1, 2), np.float32)}),
+    "slope of a cliff": ([N("LeakyRelu", ["x"], ["y"], alpha=1e30)], {}),
+    "same padding that skips": ([N("Unsqueeze", ["x", "a"], ["u"]), N("MaxPool", ["u"], ["y"], kernel_shape=[1], strides=[9], auto_pad="SAME_UPPER")],
+                                {"a": np.int64([0])}),
     "dropout in training": ([N("Dropout", ["x", "r", "t"], ["y"])], {"r": np.float32(0.5), "t": np.array(True)}),
 }
 
@@ -207,6 +210,12 @@ BROKEN: dict[str, tuple[onnx.ModelProto, str]] = {
     "produced twice": (model([*LAYER[:2], N("Relu", ["a"], ["h"]), N("Relu", ["h"], ["y"])], (1, 4), {"w": WEIGHT, "b": BIAS}), "already"),
     "out of order": (model([LAYER[1], LAYER[0], LAYER[2]], (1, 4), {"w": WEIGHT, "b": BIAS}), "nothing before it"),
     "division by zero": (model([N("Div", ["x", "c"], ["y"])], (1, 4), {"c": np.float32([1, 0, 1, 1])}), "divides by zero"),
+    "a flag of 2": (model([N("MaxPool", ["x"], ["y"], kernel_shape=[1], ceil_mode=2)], (1, 1, 4)), "neither 0 nor 1"),
+    "an attribute that is missing": (model([N("Concat", ["x", "x"], ["y"])], (1, 4)), "do not fit"),
+    "an attribute that is NaN": (model([N("LeakyRelu", ["x"], ["y"], alpha=np.nan)], (1, 4)), "alpha = nan"),
+    "a value that fills the memory": (model([N("Expand", ["x", "s"], ["y"])], (1, 4), {"s": np.int64([2**40, 1])}), "more than"),
+    "a constant that fills the memory": (model([N("ConstantOfShape", ["s"], ["c"]), N("Add", ["x", "c"], ["y"])], (1, 4),
+                                               {"s": np.int64([2**40, 4])}), "more than"),
     "negative variance": (model([N("BatchNormalization", ["x", *"abcd"], ["y"])], (1, 4), dict.fromkeys("abcd", -ONES)), "negative"),
 }
 
@@ -320,3 +329,10 @@ def test_all_shared_networks(shared: Path) -> None:
     for path in files:
         check_against_onnxruntime(simplify(load_onnx(path)), path)
     assert len(files) > 40
+
+
+def test_bfloat16_weights_of_a_float32_network(tmp_path: Path) -> None:
+    made = model([N("Cast", ["w"], ["v"], to=TensorProto.FLOAT), N("MatMul", ["x", "v"], ["y"])], (1, 4), {"w": WEIGHT})
+    bits = (WEIGHT.view(np.uint32) >> 16).astype(np.uint16)
+    made.graph.initializer[0].CopyFrom(helper.make_tensor("w", TensorProto.BFLOAT16, WEIGHT.shape, bits.tobytes(), raw=True))
+    assert_as_onnxruntime(saved(made, tmp_path))

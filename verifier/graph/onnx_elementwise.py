@@ -6,6 +6,8 @@ import numpy as np
 from verifier.errors import ModelError, UnsupportedError
 from verifier.graph.onnx_lowering import Lower, Lowering, OnnxNode, Value, Variable
 
+# (1 - s) max(x, 0) + s x cancels to x for a positive x, which costs log2 |s| bits.
+_STEEPEST = 1000.0
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -105,6 +107,8 @@ def sloped(x: Variable, slope: np.ndarray, build: Lowering) -> Variable:
     if slope.size == 1 and 0 <= float(slope.reshape(())) <= 1 and slope.ndim <= len(x.shape):
         return build.add("LeakyRelu", (x,), x.shape, {}, {"slope": float(slope.reshape(()))})
     slope = slope.astype(np.float64)
+    if np.abs(slope).max() > _STEEPEST:
+        raise UnsupportedError(f"a slope beyond {_STEEPEST}")
     bent = build.scale(build.relu(x), 1.0 - slope, 0.0)
     straight = build.scale(x, slope, 0.0)
     return build.sum_of("Add", bent, straight)
