@@ -116,7 +116,9 @@ def _optimise_neurons(network: Network, state: State, name: str, task: tuple[Ten
 def optimise(
     network: Network, state: State, rows: tuple[str, Rows], effort: tuple[int, AlphaConfig], stop_at: Tensor | float = torch.inf
 ) -> Tensor:
-    """The best bound of each row over the iterations, `(G, S)`; ends early when every row exceeds `stop_at`.
+    """The best bound of each row over the iterations, `(G, S)`; a row that exceeds `stop_at` rests, and when all do, the work ends.
+
+    So a row's bound does not depend on which rows share its chunk.
 
     `rows`: the node to start at and its rows; `effort`: the number of iterations and the settings of the optimiser.
     """
@@ -131,7 +133,7 @@ def optimise(
         with torch.enable_grad():
             bounds = lower_bounds(network, target, start, planes, state.region)
             total = bounds.sum()
-        best = torch.maximum(best, bounds.detach())
+        best = torch.where(best > stop_at, best, torch.maximum(best, bounds.detach()))
         if step == iterations or not planes.alphas or bool((best > stop_at).all()):
             break
         gradients = torch.autograd.grad(total, list(planes.alphas.values()), allow_unused=True)

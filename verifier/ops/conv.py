@@ -81,9 +81,12 @@ def _transpose_by_convolution(
     which `pixel_shuffle` puts in their places; then `before` values are cropped in front and the size is made `spatial`.
     """
     out, into, kernel = weight.shape[0], weight.shape[1], weight.shape[2:]
-    if tuple(strides) == (1, 1) and all(k > p for k, p in zip(kernel, before, strict=True)):
-        pads = tuple(k - 1 - p for k, p in zip(kernel, before, strict=True))
-        value, before = F.conv2d(coeff, weight.flip(2, 3).transpose(0, 1), None, 1, pads), (0, 0)
+    if tuple(strides) == (1, 1):
+        # Cropping within the convolution crops both ends alike: only as much as neither end needs.
+        crop = [max(0, min(p, k - 1, o + k - 1 - n - p)) for p, k, o, n in zip(before, kernel, coeff.shape[2:], spatial, strict=True)]
+        pads = tuple(k - 1 - c for k, c in zip(kernel, crop, strict=True))
+        value = F.conv2d(coeff, weight.flip(2, 3).transpose(0, 1), None, 1, pads)
+        before = tuple(p - c for p, c in zip(before, crop, strict=True))
     else:
         (s, t), taps = strides, [-(-k // step) for k, step in zip(kernel, strides, strict=True)]
         weight = F.pad(weight, (0, taps[1] * t - kernel[1], 0, taps[0] * s - kernel[0])).reshape(out, into, taps[0], s, taps[1], t)
