@@ -53,7 +53,7 @@ class InputSearch:
 
 def input_search(key: int, problem: ReducedProblem) -> InputSearch:
     one = torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
-    return InputSearch(key, [(problem, -one, one, one[:, 0].double())])
+    return InputSearch(key, [(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def _shrink(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: 
 def _round(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, share: Tensor, oracle: Oracle) -> None:
     bounds = box_bounds(problem, lower, upper)
     search.domains += len(lower)
-    center, radius = (lower + upper) / 2, (upper - lower) / 2
+    radius = (upper - lower) / 2
     found = [cut(*_rows_of(problem, bounds, polytope), radius) for polytope in problem.polytope.unique().tolist()]
     best = torch.stack([f.best for f in found], 1)
     open_boxes = ~(best > 0).all(1)
@@ -111,10 +111,26 @@ def _round(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: T
     shut = (best[index] > 0).unsqueeze(-1)
     low = torch.stack([f.low for f in found], 1)[index].masked_fill(shut, torch.inf).amin(1)
     high = torch.stack([f.high for f in found], 1)[index].masked_fill(shut, -torch.inf).amax(1)
-    lower, upper = center[index] + low, center[index] + torch.maximum(high, low)
+    lower, upper = _remainder(lower[index], upper[index], low, high)
     weight = bounds.spread[index].amax(1) + bounds.a[index].abs().amax(1)
-    axis = (weight * (upper - lower)).argmax(1)
-    search.parts.append((problem, *_halve(search, lower, upper, share[index], axis)))
+    left = (lower <= upper).all(1)
+    search.closed += int((~left).sum())
+    search.volume += float(share[index][~left].sum())
+    if problem.n == 0:
+        search.stuck = True
+    elif bool(left.any()):
+        lower, upper, share = lower[left], upper[left], share[index][left]
+        axis = (weight[left] * (upper - lower)).argmax(1)
+        search.parts.append((problem, *_halve(search, lower, upper, share, axis)))
+
+
+def _remainder(lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The box less what offsets from its centre outside of [low, high] take off; crossed where nothing is left.
+
+    Sound: ends move inwards only, and by less than [low, high] says, so that rounding loses no point.
+    """
+    center, room = (lower + upper) / 2, 4 * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs())
+    return torch.maximum(lower, center + low - room), torch.minimum(upper, center + high + room)
 
 
 def _rows_of(problem: ReducedProblem, bounds: BoxBounds, polytope: int) -> tuple[Tensor, Tensor]:

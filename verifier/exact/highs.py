@@ -21,14 +21,16 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
     Raises:
         NotImplementedError: the problem has neurons that are not ReLUs.
 
-    Sound: up to HiGHS's feasibility tolerance of 1e-7; an LP that HiGHS does not solve to optimality counts as open.
+    Sound: up to HiGHS's feasibility tolerance of 1e-7; an LP that HiGHS does not solve to optimality, or that is not finite, counts as open.
     """
     if any(block.kind != RELU for block in problem.blocks):
         return LeafAnswer(-np.inf)
     from scipy.optimize import linprog
 
     A, W, b = (t.double().cpu().numpy() for t in (problem.A, problem.W, problem.b))
-    sign, lower, upper = split.cpu().numpy(), problem.lower.double().cpu().numpy(), problem.upper.double().cpu().numpy()
+    # A triangle needs l <= 0 <= u: wider bounds of a stable neuron are bounds too.
+    lower, upper = problem.lower.clamp(max=0).double().cpu().numpy(), problem.upper.clamp(min=0).double().cpu().numpy()
+    sign = split.cpu().numpy()
     rows = (problem.polytope == polytope).cpu().numpy()
     A_o, W_o, b_o = (t.double().cpu().numpy()[rows] for t in (problem.A_o, problem.W_o, problem.b_o))
     n, u = A.shape[1], len(b)
@@ -45,6 +47,8 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
     bounds = [(-1.0, 1.0)] * n + [(0.0, 0.0 if o else max(float(up), 0.0)) for o, up in zip(off, upper)] + [(None, None)]
     cost = np.zeros(n + u + 1)
     cost[-1] = 1.0
+    if not (np.isfinite(less).all() and np.isfinite(limit).all()):
+        return LeafAnswer(-np.inf)
     answer = linprog(cost, less, limit, same if len(same) else None, value if len(same) else None, bounds, method="highs")
     if answer.status == 2:
         return LeafAnswer(np.inf)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from verifier.reduced.planes import Domains, Planes, fixed_planes, plane_gradient, planes_at
 from verifier.reduced.problem import RELU, Block, ReducedProblem, ScaledBall, Stack
-from verifier.reduced.sparse import from_inputs, to_inputs
+from verifier.reduced.products import from_inputs_roughly, to_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,11 @@ class Effort:
     until_s: float = math.inf
 
 
-def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None) -> Backward:
+Push = Callable[[Stack, Tensor], Tensor]
+"""The product nu @ A: `to_inputs`, or `to_inputs_roughly` for estimates."""
+
+
+def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None, push: Push = to_inputs) -> Backward:
     """min over the region of each row, every s(z) replaced by its plane: positive coefficients take the lower, negative the upper one.
 
     With beta, min over the region of row - sum_j beta_j split_j z_j <= min over the split's side (Lagrange). Sound: any alpha in [0, 1], beta >= 0.
@@ -87,7 +92,7 @@ def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: T
     if planes.low_off is not None:
         bias = bias + ((c - negative) * planes.low_off).sum(-1)
         bias = bias + _cut_offsets(stack, domains, signed)
-    a = rows.ao + to_inputs(stack, nu)
+    a = rows.ao + push(stack, nu)
     value, x = minimum_over_inputs(a, stack.ball)
     return Backward(bias + value, c, nu, a, x)
 
@@ -100,7 +105,7 @@ def minimum_over_inputs(a: Tensor, ball: ScaledBall | None) -> tuple[Tensor, Ten
     """
     x = -a.sign()
     lower = -a.abs().sum(-1)
-    if ball is None:
+    if ball is None or a.shape[-1] == 0:
         return lower, x
     scaled = a / ball.radius
     if ball.norm == 2:
@@ -116,8 +121,8 @@ def minimum_over_inputs(a: Tensor, ball: ScaledBall | None) -> tuple[Tensor, Ten
 
 
 def neuron_values(stack: Stack, found: Backward, planes: Planes) -> Tensor:
-    """z* `(P, K, U)`: the corner pushed forwards through the planes that the backward pass chose."""
-    z = from_inputs(stack, found.x).add_(stack.b.unsqueeze(1))
+    """z* `(P, K, U)`: the corner pushed forwards through the planes that the backward pass chose. Steers, bounds nothing."""
+    z = from_inputs_roughly(stack, found.x).add_(stack.b.unsqueeze(1))
     positive = found.c > 0
     slope = torch.where(positive, planes.low, planes.up)
     offset = torch.where(positive, torch.zeros_like(planes.up_off) if planes.low_off is None else planes.low_off, planes.up_off)

@@ -35,16 +35,16 @@ class BuildConfig:
 
 
 def input_map(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[InputMap, ScaledBall | None]:
-    """The region as center + radius * x. An interval of less than two units of roundoff is the nearest representable point.
+    """The region as center + radius * x; an input with one value is fixed at the nearest representable number.
 
-    Sound: the radius is rounded up so that center - radius <= lower and upper <= center + radius.
+    Sound: the radius is rounded up so that center - radius <= lower and upper <= center + radius. However thin an interval is, its input stays
+    free: between two neighbouring floats lie two inputs.
     """
     number = np.float64 if dtype == torch.float64 else np.float32
     center = ((case.lower + case.upper) / 2).astype(number)
-    wide = (case.upper - case.lower) > 2 * np.finfo(number).eps * np.maximum(np.abs(case.lower), np.abs(case.upper))
     exact = center.astype(np.float64)
     radius = np.nextafter(np.maximum(case.upper - exact, exact - case.lower).astype(number), number(np.inf))
-    free = np.nonzero(wide)[0]
+    free = np.nonzero(case.upper > case.lower)[0]
     tensor = lambda value: torch.as_tensor(value, device=device)  # noqa: E731
     inputs = InputMap(tensor(center), tensor(radius[free]), tensor(free))
     if case.ball is None:
@@ -169,7 +169,7 @@ class _Builder:
         """Adds the specification rows output @ y + input @ x - offset of every polytope."""
         flat, first, n, p = self.columns(value).flatten(1), self.columns(source).flatten(1), self.problem.n, self.problem
         to = lambda array: torch.as_tensor(array, dtype=flat.dtype, device=flat.device)  # noqa: E731
-        parts = []
+        parts = [flat.new_zeros(0, len(flat))]
         for polytope in case.polytopes:
             rows = to(polytope.output) @ flat.T
             if polytope.input is not None:
@@ -177,7 +177,7 @@ class _Builder:
             rows[:, 0] -= to(polytope.offset)
             parts.append(rows)
         rows = torch.cat(parts)
-        polytope = torch.cat([torch.full((len(part),), k, device=flat.device) for k, part in enumerate(parts)])
+        polytope = torch.cat([torch.full((len(part),), k, device=flat.device) for k, part in enumerate(parts, -1)])
         low, high = self.activation_range()
         magnitude = rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ torch.maximum(low.abs(), high.abs())
         slack = rounding(flat.dtype) * magnitude
@@ -185,13 +185,13 @@ class _Builder:
 
 
 def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> ReducedProblem:
-    """The reduced problem of a graph (constants are tensors of one device and floating type) over a case's region.
+    """The reduced problem of a graph (constants are tensors of one device and floating type; float64 where it has none) over a case's region.
 
     Raises:
         UnsupportedError: an operation that is neither affine nor reducible to the kinds of neurons.
         OutOfMemory: the columns of one value exceed the budget.
     """
-    like = next(t for node in graph.nodes for t in node.constants.values() if t.is_floating_point())
+    like = next((t for node in graph.nodes for t in node.constants.values() if t.is_floating_point()), torch.zeros(0, dtype=torch.float64))
     inputs, ball = input_map(case, like.device, like.dtype)
     builder = _Builder(inputs, ball, config)
     start = like.new_zeros(1 + len(inputs.free), len(inputs.center))

@@ -14,6 +14,8 @@ from verifier.reduced.problem import InputMap, ReducedProblem
 def restrict(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> ReducedProblem:
     """The problem over one box `lower, upper (n,)` within [-1, 1]^n, in the box's own scaled inputs.
 
+    A ball around the region is left out: the box alone contains what was in both.
+
     Sound: x = center + radius x' maps [-1, 1]^n onto the box (the radius is rounded up), and all bounds are bounds over it.
     """
     center, radius = (lower + upper) / 2, torch.nextafter((upper - lower) / 2, torch.full_like(lower, torch.inf))
@@ -23,6 +25,6 @@ def restrict(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> ReducedPr
     full[old.free] += center * old.radius
     moved = replace(
         problem, A=problem.A * radius, b=problem.b + problem.A @ center, A_o=problem.A_o * radius, b_o=problem.b_o + problem.A_o @ center,
-        inputs=InputMap(full, old.radius * radius, old.free),
+        inputs=InputMap(full, old.radius * radius, old.free), ball=None,
     )
     return eliminate(moved.with_bounds(bounds.z_lower[0], bounds.z_upper[0]))
