@@ -42,7 +42,7 @@ _HOME = {
     "VerifierError": "verifier.errors",
     "load_config": "verifier.config",
     "load_images": "verifier.measure.certified",
-    "load_onnx": "verifier.graph.onnx_load",
+    "load_onnx": "verifier.graph.load",
     "load_torch": "verifier.graph.torch_load",
     "load_vnnlib": "verifier.spec.normal",
     "robustness": "verifier.spec.robustness",

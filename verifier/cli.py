@@ -58,7 +58,7 @@ def verify(options: VerifyOptions) -> None:
 
 def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdict:
     """The solver's verdict, or UNKNOWN with what was reached where it was interrupted or ran out of memory."""
-    from verifier.graph.onnx_load import load_onnx
+    from verifier.graph.load import load_onnx
     from verifier.spec.normal import load_vnnlib
 
     try:
@@ -169,7 +169,7 @@ def info(options: InfoOptions) -> None:
 
 
 def _load(path: object) -> Graph:
-    from verifier.graph.onnx_load import load_onnx
+    from verifier.graph.load import load_onnx
 
     return load_onnx(path)
 

@@ -28,7 +28,7 @@ class BabConfig:
     looked at by filtered smart branching, `frontier_bytes` for the open domains of one problem."""
 
     batch: int = 256
-    steps: int = 4
+    steps: int = 3
     candidates: int = 3
     frontier_bytes: int = 2 * 2**30
 

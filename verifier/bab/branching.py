@@ -14,6 +14,7 @@ from verifier.bab.work import Work, children
 from verifier.reduced.bound import Backward, backward, neuron_values
 from verifier.reduced.planes import Planes, fixed_planes, planes_at
 from verifier.reduced.problem import RELU, Stack, activation
+from verifier.reduced.products import to_inputs_roughly
 
 NONE = -1.0
 """Score of a neuron that cannot be split."""
@@ -43,7 +44,7 @@ def scores(stack: Stack, work: Work, found: Backward, planes: Planes) -> tuple[T
 def choose(stack: Stack, work: Work, candidates: int) -> tuple[Tensor, Tensor]:
     """The neuron to split for every domain `(P, K)`, and whether there is one that matters `(P, K)`."""
     planes = planes_at(stack, work.domains, fixed_planes(stack, work.domains), work.multipliers.alpha)
-    found = backward(stack, work.rows, work.domains, planes, work.multipliers.beta)
+    found = backward(stack, work.rows, work.domains, planes, work.multipliers.beta, to_inputs_roughly)
     intercept, gap = scores(stack, work, found, planes)
     k = min(candidates, intercept.shape[-1])
     first, second = intercept.topk(k, -1), gap.topk(max(1, k // 2), -1)
@@ -56,7 +57,7 @@ def choose(stack: Stack, work: Work, candidates: int) -> tuple[Tensor, Tensor]:
     repeated = work.repeat(count)
     kids = children(stack, repeated, tried.flatten(1))
     planes = planes_at(stack, kids.domains, fixed_planes(stack, kids.domains), kids.multipliers.alpha)
-    lower = backward(stack, kids.rows, kids.domains, planes, kids.multipliers.beta).lower
+    lower = backward(stack, kids.rows, kids.domains, planes, kids.multipliers.beta, to_inputs_roughly).lower
     lower = lower.view(*tried.shape, 2) - work.target[..., None, None]
     lower = lower.clamp(max=0)
     merit = lower.amin(-1) + 0.3 * lower.amax(-1)

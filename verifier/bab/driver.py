@@ -22,7 +22,7 @@ from verifier.config import BabConfig
 from verifier.reduced.bound import Effort, Multipliers, optimise
 from verifier.reduced.planes import Domains, start_alpha
 from verifier.reduced.problem import ReducedProblem, Stack, stack, stackable
-from verifier.reduced.sparse import with_sparse_inputs
+from verifier.reduced.products import with_fast_inputs
 
 Offer = Callable[[int, int, Tensor], bool]
 """offer(problem key, polytope, full inputs (K, n_full)) -> whether one was confirmed as a counterexample."""
@@ -83,7 +83,7 @@ class Oracle:
 def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     """Bounds every row at the root and opens one domain for each polytope that none of its rows proves (the best row stands for it)."""
     problem = search.problem
-    single, count = with_sparse_inputs(stack([problem])), len(problem.b_o)
+    single, count = with_fast_inputs(stack([problem])), len(problem.b_o)
     row = torch.arange(count, device=problem.b_o.device).unsqueeze(0)
     bounds = row_bounds(single, row, effort)
     best, found = bounds[0][0] - problem.slack, bounds[1]
@@ -126,7 +126,7 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         key = tuple(id(s.problem) for s in group)
         if key not in cache:
             cache.clear()
-            cache[key] = with_sparse_inputs(stack([s.problem for s in group]))
+            cache[key] = with_fast_inputs(stack([s.problem for s in group]))
         _round(group, cache[key], config, size, oracle)
         took = time.monotonic() - tick
         size = max(8, size // 2) if took > 0.8 else min(config.batch, 2 * size) if took < 0.3 else size

@@ -20,7 +20,7 @@ from verifier.config import BabConfig
 from verifier.reduced.bound import Effort
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.problem import ReducedProblem, Stack, stack
-from verifier.reduced.sparse import with_sparse_inputs
+from verifier.reduced.products import with_fast_inputs
 from verifier.reduced.tighten import rows_as_problem
 
 
@@ -44,7 +44,7 @@ def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: De
     start(search, Effort(8, until_s=deadline.at_s))
     bound = search.floor.clone()
     closed = torch.full_like(bound, torch.inf)
-    shared = with_sparse_inputs(stack([search.problem]))
+    shared = with_fast_inputs(stack([search.problem]))
     while len(search.frontier) and not deadline.expired():
         worst = search.frontier.pop_worst_of_each_row()
         for part in torch.arange(len(worst), device=bound.device).split(config.batch):

@@ -137,12 +137,13 @@ def blocks_of(sizes: list[int], kinds: list[str], W: Tensor) -> tuple[Block, ...
 
 
 @dataclass(frozen=True, slots=True)
-class SparseRows:
-    """The first `count` rows of A, `rows (count, n)` and `transposed (n, count)`, both in compressed rows."""
+class FastInputs:
+    """The first `count` rows of A, `rows (count, n)` and `transposed (n, count)`, in compressed rows; the others in bfloat16, or None."""
 
     count: int
     rows: Tensor
     transposed: Tensor
+    rough: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class Stack:
     blocks: tuple[Block, ...]
     real: Tensor
     index: tuple[Tensor, ...]
-    sparse: SparseRows | None = None
+    fast: FastInputs | None = None
 
     @property
     def is_relu(self) -> bool:

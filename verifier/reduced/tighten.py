@@ -11,7 +11,7 @@ from verifier.reduced.bound import Effort, Multipliers, Rows, neuron_rows, optim
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.planes import Domains, start_alpha
 from verifier.reduced.problem import Block, ReducedProblem, rounding, stack
-from verifier.reduced.sparse import with_sparse_inputs
+from verifier.reduced.products import with_fast_inputs
 
 
 def tighten(problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_bytes: int = 2**30) -> ReducedProblem:
@@ -42,7 +42,7 @@ def tighten_block(problem: ReducedProblem, block: Block, effort: Effort, deadlin
 
 def bound_rows(problem: ReducedProblem, rows: Rows, effort: Effort) -> Tensor:
     """Optimised lower bounds `(K,)` of rows `(1, K, ...)`, less their rounding."""
-    single, k = with_sparse_inputs(stack([problem])), rows.bo.shape[1]
+    single, k = with_fast_inputs(stack([problem])), rows.bo.shape[1]
     domains = Domains(problem.split.expand(1, k, -1), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper)))
     start = Multipliers(start_alpha(single).unsqueeze(1).expand(1, k, -1), torch.zeros_like(rows.wo))
     best, _, _ = optimise(single, rows, domains, start, effort, torch.zeros_like(rows.bo))
