@@ -220,6 +220,8 @@ class _Run:
             return failure
         if self.interrupted:
             return Reason.INTERRUPTED, "Interrupted."
+        if any(job.outcome is not None and job.outcome.full for job in jobs):
+            return Reason.MEMORY, f"The open domains fill their {self.config.bab.frontier_bytes / 2**30:.1f} GiB: raise bab.frontier_bytes."
         if any(job.open and self._shut(job) for job in jobs):
             return Reason.TIMEOUT, f"The time of {self.config.timeout_s:g} s is over."
         if any(job.refused for job in jobs):

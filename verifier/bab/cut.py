@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 STEPS = 20
+ROOM = 1e-6
+"""What a cut leaves beyond the exact one, relative: more than the rounding of its own few operations in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
     lower = torch.cat([middle, middle_combined.unsqueeze(1)], 1) if a.shape[1] > 1 else middle
     lower = lower - (rows.abs() @ radius.unsqueeze(-1)).squeeze(-1)
     # a_i d_i <= -lower - |a_i| r_i for a point of the polytope
-    reach = (-lower).clamp(min=0).unsqueeze(-1) / rows.abs().clamp(min=1e-30) * (1 + 1e-9) - radius.unsqueeze(1)
+    reach = (-lower).clamp(min=0).unsqueeze(-1) / rows.abs().clamp(min=1e-30) * (1 + ROOM) - radius.unsqueeze(1) * (1 - ROOM)
     high = torch.where(rows > 0, reach, torch.inf).amin(1)
     low = torch.where(rows < 0, -reach, -torch.inf).amax(1)
     low, high = torch.maximum(low, -radius), torch.minimum(high, radius)

@@ -46,6 +46,7 @@ class LeafAnswer:
 class Search:
     """One problem's branch and bound. `key` names it to the caller; `proved (S,)` marks rows whose polytope is done.
 
+    `stuck`: a leaf that no solver decides; `full`: the frontier has used its memory.
     `volume`: the share of the tree that is closed, by 2^-depth of the closed domains, over all open rows.
     """
 
@@ -57,16 +58,17 @@ class Search:
     volume: float = 0.0
     falsified: bool = False
     stuck: bool = False
+    full: bool = False
     started: bool = False
     floor: Tensor | None = None
 
     @property
     def decided(self) -> bool:
-        return self.falsified or self.stuck or (self.started and len(self.frontier) == 0)
+        return self.falsified or self.stuck or self.full or (self.started and len(self.frontier) == 0)
 
     @property
     def proved(self) -> bool:
-        return self.started and not self.falsified and not self.stuck and len(self.frontier) == 0
+        return self.started and not self.falsified and not self.stuck and not self.full and len(self.frontier) == 0
 
     def lower_bound(self) -> float | None:
         return self.frontier.minimum()
@@ -134,7 +136,7 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         left, closed = sum(len(s.frontier) for s in active), sum(s.closed for s in searches)
         listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), left, closed))
         for search in active:
-            search.stuck |= search.frontier.nbytes() > config.frontier_bytes
+            search.full |= search.frontier.nbytes() > config.frontier_bytes
 
 
 def _group(active: list[Search], size: int) -> list[Search]:

@@ -41,6 +41,7 @@ class Outcome:
     domains: int
     engine: str
     stuck: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def open_root(search: Search, deadline: Deadline) -> None:
 
 
 def outcome_of(search: Search, engine: str, domains: int = 0) -> Outcome:
-    return Outcome(search.proved, search.falsified, search.lower_bound(), domains + search.domains, engine, search.stuck)
+    return Outcome(search.proved, search.falsified, search.lower_bound(), domains + search.domains, engine, search.stuck, search.full)
 
 
 def solve_problem(search: Search, climb: Climb) -> Outcome:

@@ -102,13 +102,16 @@ class _Schedule:
 def _optimise_neurons(network: Network, state: State, name: str, task: tuple[Tensor, Box], schedule: _Schedule) -> Box:
     """The box of a node after its unstable neurons' rows were optimised; `task` is who might be unstable, and the box so far."""
     mask, box = task
-    readers = [node for node in network.nodes if name in node.inputs and isinstance(network.rules.get(node.name), NonlinearOp)]
-    if all(isinstance(network.rules[node.name], ElementwiseOp) for node in readers):
-        mask = mask & torch.stack([network.rules[node.name].unstable(node, box)[0] for node in readers]).any(0)
+    readers = [(node, network.rules[node.name]) for node in network.nodes[1:] if name in node.inputs]
+    readers = [(node, rule) for node, rule in readers if isinstance(rule, NonlinearOp)]
+    if all(isinstance(rule, ElementwiseOp) for _, rule in readers):
+        mask = mask & torch.stack([rule.unstable(node, box)[0] for node, rule in readers]).any(0)
+    by_sign = all(isinstance(rule, ElementwiseOp) and rule.decided_by_sign for _, rule in readers)
 
     def by_rows(target: str, chunk: Chunk) -> Tensor:
         start, rows, bias = unit_rows(network, target, chunk, box.lower)
-        return bias + optimise(network, state, (start, rows), (schedule.iterations, schedule.config), stop_at=-bias)
+        stop_at = -bias if by_sign else torch.inf
+        return bias + optimise(network, state, (start, rows), (schedule.iterations, schedule.config), stop_at)
 
     return bound_neurons(network, name, mask, box, max(1, schedule.memory_bytes // _MEMORY_SHARE), (schedule.strategy, by_rows))
 

@@ -24,6 +24,7 @@ class Relu(ElementwiseOp):
     """max(x, 0)."""
 
     kind = "relu"
+    decided_by_sign = True
 
     def forward(self, node: Node, *inputs: Tensor) -> Tensor:
         return inputs[0].clamp(min=0)
@@ -55,6 +56,7 @@ class LeakyRelu(ElementwiseOp):
     """x where x >= 0, slope * x elsewhere: convex for slope <= 1, concave for slope >= 1, falling left of zero for slope < 0."""
 
     kind = "leaky_relu"
+    decided_by_sign = True
 
     def forward(self, node: Node, *inputs: Tensor) -> Tensor:
         return torch.where(inputs[0] >= 0, inputs[0], inputs[0] * node.attributes["slope"])

@@ -110,10 +110,12 @@ class NonlinearOp(Rule):
 class ElementwiseOp(NonlinearOp):
     """y = f(x) coordinate by coordinate, f monotone or with known turning points.
 
-    `kind` names the neuron's type in the reduced problem. Its methods take boxes of any shape: engines pass gathered coordinates.
+    `kind` names the neuron's type in the reduced problem. `decided_by_sign`: f is affine on x <= 0 and on x >= 0, so that a bound that
+    settles the sign cannot tighten any plane further. Its methods take boxes of any shape: engines pass gathered coordinates.
     """
 
     kind: str = ""
+    decided_by_sign: bool = False
 
     def interval(self, node: Node, *boxes: Box) -> Box:
         """[f(l), f(u)], the exact image under a nondecreasing f; other operations override it."""

@@ -137,7 +137,8 @@ class _Builder:
         flat = value.flatten(1)
         lower, upper = self.bounds(flat)
         if kind == RELU:
-            open_rows, keep = (lower < 0) & (upper > 0), lower >= 0
+            keep = lower >= 0
+            open_rows = ~(keep | (upper <= 0))  # NaN bounds stay open
         else:
             open_rows = upper - lower > 8 * rounding(flat.dtype) * torch.maximum(lower.abs(), upper.abs())
             keep = torch.zeros_like(open_rows)

@@ -46,11 +46,12 @@ class Domains:
 
 
 def relu_upper(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope u/(u - l) and offset -l u/(u - l) of the chord over [l, u], with l < 0 < u; identity or zero where the sign is known."""
+    """Slope u/(u - l) and offset -l u/(u - l) of the chord over [l, u], with l < 0 < u; identity or zero where the sign is known, NaN for NaN."""
     lo, hi = lower.clamp(max=0), upper.clamp(min=0)
     slope = torch.where(hi > lo, hi / (hi - lo).clamp(min=torch.finfo(lo.dtype).tiny), torch.zeros_like(lo))
     slope = torch.where(lower >= 0, torch.ones_like(slope), slope)
-    return slope, torch.where((lower < 0) & (upper > 0), -slope * lo, torch.zeros_like(lo))
+    slope = torch.where(torch.isnan(lower + upper), torch.nan, slope)
+    return slope, torch.where((lower >= 0) | (upper <= 0), torch.zeros_like(lo), -slope * lo)
 
 
 def start_alpha(stack: Stack) -> Tensor:

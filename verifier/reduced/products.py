@@ -7,6 +7,7 @@ remaining dense product in bfloat16 where this machine is faster at it, which is
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
 
 import torch
@@ -37,7 +38,9 @@ def with_fast_inputs(stack: Stack) -> Stack:
     rough = dense.bfloat16() if dense.numel() >= SMALLEST and _rough_pays(dense) else None
     if count == 0 and rough is None:
         return stack
-    fast = FastInputs(count, sparse.to_sparse_csr(), sparse.T.contiguous().to_sparse_csr(), rough)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        fast = FastInputs(count, sparse.to_sparse_csr(), sparse.T.contiguous().to_sparse_csr(), rough)
     return replace(stack, fast=fast)
 
 
