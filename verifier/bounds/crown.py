@@ -52,10 +52,10 @@ class IbpThenCrown:
 
 @dataclass(frozen=True, slots=True)
 class PureCrown:
-    """Rows for every neuron, intervals discarded: the algorithm of the paper, for comparison with other tools."""
+    """Rows for neurons that the intervals leave unstable, which replace their intervals: what other tools compute, for comparison with them."""
 
     def wanted(self, exact: bool, unstable: Tensor) -> Tensor:
-        return torch.ones_like(unstable)
+        return unstable
 
     def combine(self, interval: Box, lower: Tensor, upper: Tensor) -> Box:
         return Box(lower, torch.maximum(lower, upper))

@@ -8,7 +8,7 @@ algorithms are combinations of where the bounds of intermediate values come from
 | `ibp` | intervals, forwards | through the affine tail of the network |
 | `crown` with `IbpOnly` (CROWN-IBP) | intervals | backwards, adaptive planes |
 | `crown` (default `IbpThenCrown`) | intervals, then rows of the neurons they leave unstable | backwards, adaptive planes |
-| `crown` with `PureCrown` | a row for every neuron, no intervals | backwards, adaptive planes |
+| `crown` with `PureCrown` | the same rows, not intersected with the intervals | backwards, adaptive planes |
 | `alpha_crown` | as `crown`, then optimised | backwards, planes optimised for each row |
 """
 from __future__ import annotations
