@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CERTPRUNE_SHARED", ROOT.parent / "shared"))
 
+# Before torch is imported: small tensors are faster on one thread, and two threads on a busy machine wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Deterministic and without a deadline: a busy machine must not make a test fail.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")

@@ -60,16 +60,20 @@ def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: De
 
 
 def _split(search: Search, shared: Stack, worst: DomainBatch, config: BabConfig, closed: Tensor) -> None:
+    """Splits each leaf; one that no split improves is closed with the bound that it has."""
     work = load(shared, [worst])
-    neuron, _ = choose(shared, work, config.candidates)
+    neuron, useful = choose(shared, work, config.candidates)
+    final = ~useful[0] & ~work.lower[0].isnan()
+    closed.scatter_reduce_(0, work.row[0][final], work.lower[0][final], "amin")
     kids = children(shared, work, neuron)
     best, multipliers, _ = bound_children(shared, kids, config)
     best = torch.maximum(best, kids.lower)
     kids = replace(kids, lower=best, multipliers=multipliers)
-    done = (best > kids.target)[0]
-    search.domains += len(done)
+    real = ~final.repeat_interleave(2)
+    done = (best > kids.target)[0] & real
+    search.domains += int(real.sum())
     closed.scatter_reduce_(0, kids.row[0][done], best[0][done], "amin")
-    search.frontier.push(unload(shared, kids, 0, (~done).nonzero().squeeze(-1)))
+    search.frontier.push(unload(shared, kids, 0, (~done & real).nonzero().squeeze(-1)))
 
 
 def _row_minimum(search: Search, closed: Tensor, count: int) -> Tensor:
