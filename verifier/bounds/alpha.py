@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from verifier.bounds.backward import FixedPlanes, Planes, elementwise_step, joint_step, lower_bounds
+from verifier.bounds.backward import FixedPlanes, Planes, Steps, elementwise_step, joint_step, lower_bounds
 from verifier.bounds.chunks import Chunk, unit_rows
 from verifier.bounds.crown import (
     DEFAULT_MEMORY_BYTES,
@@ -211,7 +211,7 @@ class OptimisedPlanes:
             alphas = self._alphas(node, site.boxes, count)
             if not alphas:
                 return self.fixed.step(node, rows)
-            return elementwise_step(mask_outside(rows, node.shape), rule.relax(node, site.boxes[0], alphas))
+            return elementwise_step(mask_outside(rows, node.shape), Steps.of(rule.relax(node, site.boxes[0], alphas)))
         return self._sparse(node, rows, site)
 
     def _site(self, node: Node, frame: Frame) -> Site:
@@ -257,7 +257,8 @@ class OptimisedPlanes:
         bias = dot(coeff, site.kept.lower_offset)
         if site.columns.numel():
             some = Rows(coeff.index_select(-1, site.columns), rows.frame)
-            (moved,), added = elementwise_step(some, rule.relax(node, site.boxes[0], self._alphas(node, site.boxes, coeff.shape[:2])))
+            planes = rule.relax(node, site.boxes[0], self._alphas(node, site.boxes, coeff.shape[:2]))
+            (moved,), added = elementwise_step(some, Steps.of(planes))
             result, bias = result.index_add(-1, site.columns, moved.coeff), bias + added
         return (Rows(result.reshape(rows.coeff.shape), rows.frame),), bias
 

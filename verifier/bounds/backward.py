@@ -8,7 +8,7 @@ Ref: Zhang et al., arXiv:1811.00866 (CROWN); Xu et al., arXiv:2002.12920, for ge
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -44,27 +44,64 @@ class Planes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """Planes of an elementwise function as a pass uses them: the lower plane, and what the upper plane has more.
+
+    Fields broadcast to coefficients `(G, S, *shape)`. `lower_offset` is None where it is zero throughout.
+    """
+
+    lower_slope: Tensor
+    slope_gap: Tensor
+    offset_gap: Tensor
+    lower_offset: Tensor | None
+
+    @staticmethod
+    def of(planes: Relaxation) -> Steps:
+        return Steps(
+            planes.lower_slope, planes.upper_slope - planes.lower_slope, planes.upper_offset - planes.lower_offset, planes.lower_offset
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class FixedPlanes:
-    """The same planes for all rows: relaxations over the whole batch, `(B, *shape)`, by node name."""
+    """The same planes for all rows: relaxations over the whole batch, `(B, *shape)`, by node name.
+
+    `stacked` keeps what `Steps` needs of a node in one tensor `(B, 3 or 4, *shape)`, made when a pass first meets the node.
+    """
 
     network: Network
     relaxations: dict[str, AnyRelaxation]
+    stacked: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, node: Node, rows: Rows) -> tuple[tuple[Rows, ...], Tensor]:
         relaxation = self.relaxations[node.name]
         if isinstance(relaxation, Relaxation):
-            fields = (relaxation.lower_slope, relaxation.lower_offset, relaxation.upper_slope, relaxation.upper_offset)
-            return elementwise_step(rows, Relaxation(*(rows.frame.gather(field) for field in fields)))
+            if node.name not in self.stacked:
+                self.stacked[node.name] = _stack(Steps.of(relaxation))
+            fields = rows.frame.gather(self.stacked[node.name]).unbind(2)
+            return elementwise_step(rows, Steps(*fields[:3], fields[3] if len(fields) > 3 else None))
         rows = densify(rows, node.shape)
         gathered = type(relaxation)(*(rows.frame.gather(getattr(relaxation, name)) for name in relaxation.__dataclass_fields__))
         return joint_step(rows, gathered, self.network.input_shapes(node))
 
 
-def elementwise_step(rows: Rows, planes: Relaxation) -> tuple[tuple[Rows, ...], Tensor]:
-    """c+ (lower plane) + c- (upper plane), with c = c+ + c-, from planes already gathered, zero outside a window."""
-    positive = rows.coeff.clamp(min=0)
-    coeff = torch.addcmul(rows.coeff * planes.upper_slope, positive, planes.lower_slope - planes.upper_slope)
-    bias = dot(rows.coeff, planes.upper_offset) + dot(positive, planes.lower_offset - planes.upper_offset)
+def _stack(steps: Steps) -> Tensor:
+    fields = [steps.lower_slope, steps.slope_gap, steps.offset_gap]
+    if steps.lower_offset is not None and bool((steps.lower_offset != 0).any()):
+        fields.append(steps.lower_offset)
+    return torch.stack(fields, 1)
+
+
+def elementwise_step(rows: Rows, steps: Steps) -> tuple[tuple[Rows, ...], Tensor]:
+    """c (lower plane) + c- (upper plane - lower plane), c- = min(c, 0), from planes already gathered, zero outside a window.
+
+    So written, a coefficient that meets slope zero becomes zero exactly: optimisers stand on the kink that real arithmetic has there.
+    """
+    negative = rows.coeff.clamp(max=0)
+    coeff = (rows.coeff * steps.lower_slope).addcmul_(negative, steps.slope_gap)
+    bias = dot(negative, steps.offset_gap)
+    if steps.lower_offset is not None:
+        bias = bias + dot(rows.coeff, steps.lower_offset)
     return (replace(rows, coeff=coeff, masked=True),), bias
 
 
