@@ -113,10 +113,10 @@ def _round(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: T
     high = torch.stack([f.high for f in found], 1)[index].masked_fill(shut, -torch.inf).amax(1)
     lower, upper = _remainder(lower[index], upper[index], low, high)
     weight = bounds.spread[index].amax(1) + bounds.a[index].abs().amax(1)
-    left = (lower <= upper).all(1)
+    left = ~(lower > upper).any(1)
     search.closed += int((~left).sum())
     search.volume += float(share[index][~left].sum())
-    if problem.n == 0:
+    if problem.n == 0 or not bool(torch.isfinite(weight * (upper - lower)).all()):
         search.stuck = True
     elif bool(left.any()):
         lower, upper, share = lower[left], upper[left], share[index][left]

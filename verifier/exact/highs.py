@@ -33,6 +33,8 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
     sign = split.cpu().numpy()
     rows = (problem.polytope == polytope).cpu().numpy()
     A_o, W_o, b_o = (t.double().cpu().numpy()[rows] for t in (problem.A_o, problem.W_o, problem.b_o))
+    if not all(np.isfinite(part).all() for part in (A, W, b, lower, upper, A_o, W_o, b_o)):
+        return LeafAnswer(-np.inf)
     n, u = A.shape[1], len(b)
     slope = upper / np.maximum(upper - lower, 1e-30)
     on, off, free = sign > 0, sign < 0, sign == 0
@@ -47,8 +49,6 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
     bounds = [(-1.0, 1.0)] * n + [(0.0, 0.0 if o else max(float(up), 0.0)) for o, up in zip(off, upper)] + [(None, None)]
     cost = np.zeros(n + u + 1)
     cost[-1] = 1.0
-    if not (np.isfinite(less).all() and np.isfinite(limit).all()):
-        return LeafAnswer(-np.inf)
     answer = linprog(cost, less, limit, same if len(same) else None, value if len(same) else None, bounds, method="highs")
     if answer.status == 2:
         return LeafAnswer(np.inf)
