@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from verifier.bab.work import Work, children
-from verifier.reduced.bound import Backward, backward, neuron_values
+from verifier.reduced.bound import Backward, backward, neuron_values, value_at_inputs
 from verifier.reduced.planes import Planes, fixed_planes, planes_at
 from verifier.reduced.problem import RELU, Stack, activation
-from verifier.reduced.products import to_inputs_roughly
+from verifier.reduced.products import from_inputs_roughly, to_inputs_roughly
 
 NONE = -1.0
 """Score of a neuron that cannot be split."""
@@ -57,7 +57,8 @@ def choose(stack: Stack, work: Work, candidates: int) -> tuple[Tensor, Tensor]:
     repeated = work.repeat(count)
     kids = children(stack, repeated, tried.flatten(1))
     planes = planes_at(stack, kids.domains, fixed_planes(stack, kids.domains), kids.multipliers.alpha)
-    lower = backward(stack, kids.rows, kids.domains, planes, kids.multipliers.beta, to_inputs_roughly).lower
+    reached = torch.cat([from_inputs_roughly(stack, found.x), (work.rows.ao * found.x).sum(-1, keepdim=True)], -1)
+    lower = value_at_inputs(stack, kids.rows, kids.domains, planes, kids.multipliers.beta, reached.repeat_interleave(2 * count, 1))
     lower = lower.view(*tried.shape, 2) - work.target[..., None, None]
     lower = lower.clamp(max=0)
     merit = lower.amin(-1) + 0.3 * lower.amax(-1)

@@ -71,10 +71,10 @@ Push = Callable[[Stack, Tensor], Tensor]
 """The product nu @ A: `to_inputs`, or `to_inputs_roughly` for estimates."""
 
 
-def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None, push: Push = to_inputs) -> Backward:
-    """min over the region of each row, every s(z) replaced by its plane: positive coefficients take the lower, negative the upper one.
+def through_neurons(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row as <nu, A x + b> + <a_o, x> + offset, every s(z) replaced by its plane: positive coefficients take the lower, negative the upper one.
 
-    With beta, min over the region of row - sum_j beta_j split_j z_j <= min over the split's side (Lagrange). Sound: any alpha in [0, 1], beta >= 0.
+    Returns the coefficients `c (P, K, U)` of s(z), `nu (P, K, U)` of z, and the offset `(P, K)`.
     """
     c, nu = rows.wo.clone(), torch.empty_like(rows.wo)
     signed = None if beta is None else beta * domains.split
@@ -92,6 +92,24 @@ def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: T
     if planes.low_off is not None:
         bias = bias + ((c - negative) * planes.low_off).sum(-1)
         bias = bias + _cut_offsets(stack, domains, signed)
+    return c, nu, bias
+
+
+def value_at_inputs(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor, reached: Tensor) -> Tensor:
+    """The value `(P, K)` of each row's linear bound at one input, with `reached (P, K, U + 1)` = (A x, <a_o, x>) there: an estimate of its minimum
+
+    from above that needs no product with A.
+    """
+    _, nu, offset = through_neurons(stack, rows, domains, planes, beta)
+    return offset + (nu * reached[..., :-1]).sum(-1) + reached[..., -1]
+
+
+def backward(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None, push: Push = to_inputs) -> Backward:
+    """min over the region of each row, every s(z) replaced by its plane.
+
+    With beta, min over the region of row - sum_j beta_j split_j z_j <= min over the split's side (Lagrange). Sound: any alpha in [0, 1], beta >= 0.
+    """
+    c, nu, bias = through_neurons(stack, rows, domains, planes, beta)
     a = rows.ao + push(stack, nu)
     value, x = minimum_over_inputs(a, stack.ball)
     return Backward(bias + value, c, nu, a, x)
