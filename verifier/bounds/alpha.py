@@ -106,10 +106,10 @@ def _optimise_neurons(network: Network, state: State, name: str, task: tuple[Ten
     readers = [(node, rule) for node, rule in readers if isinstance(rule, NonlinearOp)]
     if all(isinstance(rule, ElementwiseOp) for _, rule in readers):
         mask = mask & torch.stack([rule.unstable(node, box)[0] for node, rule in readers]).any(0)
-    by_sign = all(isinstance(rule, ElementwiseOp) and rule.decided_by_sign for _, rule in readers)
+    by_sign = network.decided_by_sign(name)
 
-    def by_rows(target: str, chunk: Chunk) -> Tensor:
-        start, rows, bias = unit_rows(network, target, chunk, box.lower)
+    def by_rows(target: str, chunk: Chunk, signs: Tensor) -> Tensor:
+        start, rows, bias = unit_rows(network, target, chunk, signs)
         stop_at = -bias if by_sign else torch.inf
         return bias + optimise(network, state, (start, rows), (schedule.iterations, schedule.config), stop_at)
 

@@ -14,25 +14,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from verifier.bounds.engine import NormBall
+from verifier.bounds.engine import Region
 from verifier.bounds.network import Network
 from verifier.bounds.rows import Frame, Rows, add_rows, densify, dot, mask_outside
-from verifier.bounds.windows import window_adjoint
-from verifier.box import Box
+from verifier.bounds.windows import minimum_through_first_conv, window_adjoint
 from verifier.form import BilinearRelaxation, Relaxation, SelectionRelaxation
 from verifier.graph.ir import Node
 from verifier.ops import AffineOp
 from verifier.ops.affine import sum_to_shape
 
 AnyRelaxation = Relaxation | BilinearRelaxation | SelectionRelaxation
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Where inputs lie: the box, and where there is one, the ball."""
-
-    box: Box
-    ball: NormBall | None = None
 
 
 class Planes(Protocol):
@@ -137,10 +128,14 @@ def lower_bounds(network: Network, target: str, rows: Rows, planes: Planes, regi
         if current is None:
             continue
         if isinstance(network.rules[node.name], AffineOp):
+            if network.ends_in(node):
+                found = minimum_through_first_conv(node, current, region)
+                if found is not None:
+                    return bias + found + _shift(network, node, current)
             parts, added = affine_step(network, node, current)
         else:
             parts, added = planes.step(node, current)
-        bias = bias if added is None else bias + added
+        bias = bias + added
         for name, part in zip(node.inputs, parts, strict=True):
             part = thin(part, network.shapes[name])
             pending[name] = add_rows(pending[name], part, network.shapes[name]) if name in pending else part
@@ -153,11 +148,9 @@ def thin(rows: Rows, shape: tuple[int, ...]) -> Rows:
     return densify(rows, shape) if rows.window is not None and rows.window.covers_most(shape[2:]) else rows
 
 
-def affine_step(network: Network, node: Node, rows: Rows) -> tuple[tuple[Rows, ...], Tensor | None]:
-    """Through an affine node by its adjoint; its shift's share of the bias, or None where it adds nothing."""
-    shift = network.shift(node, rows.coeff)
-    added = None if shift is None else dot(rows.coeff, rows.frame.gather(shift))
-    shapes = network.input_shapes(node)
+def affine_step(network: Network, node: Node, rows: Rows) -> tuple[tuple[Rows, ...], Tensor | float]:
+    """Through an affine node by its adjoint; and its shift's share of the bias."""
+    added, shapes = _shift(network, node, rows), network.input_shapes(node)
     if rows.window is not None:
         parts = window_adjoint(node, rows, shapes)
         if parts is not None:
@@ -168,6 +161,12 @@ def affine_step(network: Network, node: Node, rows: Rows) -> tuple[tuple[Rows, .
     lead = rows.coeff.shape[:2]
     coeffs = rule.adjoint(node, rows.coeff.flatten(0, 1), shapes)
     return tuple(replace(rows, coeff=c.reshape(*lead, *c.shape[1:])) for c in coeffs), added
+
+
+def _shift(network: Network, node: Node, rows: Rows) -> Tensor | float:
+    """<rows, what the node adds>, `(G, S)`; zero where it adds nothing."""
+    shift = network.shift(node, rows.coeff)
+    return 0.0 if shift is None else dot(rows.coeff, rows.frame.gather(shift))
 
 
 def minimum_over_region(rows: Rows, region: Region) -> Tensor:

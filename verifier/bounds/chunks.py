@@ -17,7 +17,6 @@ from verifier.bounds.network import Network, is_out_of_memory
 from verifier.bounds.rows import Frame, Rows, Window
 from verifier.bounds.windows import WINDOW_OPS, moved
 from verifier.errors import OutOfMemory
-from verifier.graph.ir import Node
 from verifier.ops.conv import spatial_attributes
 
 Result = TypeVar("Result")
@@ -34,9 +33,14 @@ class Chunk:
     index: Tensor
     valid: Tensor
 
-    @property
-    def rows(self) -> int:
-        return self.index.numel()
+    def flat(self, shape: tuple[int, ...]) -> Tensor:
+        """Where each row's neuron stands in a flattened batch of values of `shape`, `(G, S)`."""
+        if self.position is None:
+            return self.problem[:, None] * prod(shape) + self.index
+        at = torch.zeros_like(self.problem)
+        for axis, count in enumerate(shape[2:]):
+            at = at * count + self.position[:, axis]
+        return self.problem[:, None] * prod(shape) + self.index * prod(shape[2:]) + at[:, None]
 
 
 def frame_of(problem: Tensor, window: Window | None = None) -> Frame:
@@ -87,40 +91,37 @@ def _positions(flat: Tensor, spatial: tuple[int, ...]) -> Tensor:
     return torch.stack(parts[::-1], 1)
 
 
-def unit_rows(network: Network, name: str, chunk: Chunk, like: Tensor) -> tuple[str, Rows, Tensor]:
-    """Rows +z and -z of the chunk's neurons z, `(G, 2 S)`: the node to start at, its rows, and their bias.
+def unit_rows(network: Network, name: str, chunk: Chunk, signs: Tensor) -> tuple[str, Rows, Tensor]:
+    """Rows s z of the chunk's neurons z with signs s `(G, S)`: the node to start at, its rows, and their bias `(G, S)`.
 
     A neuron of a dense or convolutional layer starts at that layer's input, with its own weights: the product with a unit row is never
     formed.
     """
     node, shape = network.by_name[name], network.shapes[name]
-    groups, count = chunk.index.shape
+    bias = node.constants.get("bias")
     if chunk.position is not None:
-        rank = len(shape) - 2
-        ones = (1,) * rank
-        frame = frame_of(chunk.problem, Window(chunk.position, shape[2:], ones, (0,) * rank, ones))
+        ones = (1,) * (len(shape) - 2)
+        frame = frame_of(chunk.problem, Window(chunk.position, shape[2:], ones, (0,) * len(ones), ones))
         if node.op == "Conv" and node.attributes.get("group", 1) == 1 and set(spatial_attributes(node)[2]) == {1}:
-            unit = node.constants["weight"][chunk.index].unsqueeze(2)
-            return node.inputs[0], moved(frame, node, torch.cat([unit, -unit], 1), network.shapes[node.inputs[0]]), _bias(node, chunk, like)
-        unit = _one_hot(chunk.index, shape[1], like).reshape(groups, count, 1, shape[1], *ones)
-        return name, Rows(torch.cat([unit, -unit], 1), frame), like.new_zeros(groups, 2 * count)
+            unit = _signed(node.constants["weight"][chunk.index].unsqueeze(2), signs)
+            rows = moved(frame, node, unit, network.shapes[node.inputs[0]])
+            return node.inputs[0], rows, torch.zeros_like(signs) if bias is None else signs * bias[chunk.index]
+        unit = _one_hot(chunk.index, shape[1], signs).reshape(*signs.shape, 1, shape[1], *ones)
+        return name, Rows(unit, frame), torch.zeros_like(signs)
     frame = frame_of(chunk.problem)
     if node.op == "Linear" and prod(shape) == shape[-1]:
-        unit = node.constants["weight"][chunk.index].reshape(groups, count, *network.shapes[node.inputs[0]])
-        return node.inputs[0], Rows(torch.cat([unit, -unit], 1), frame), _bias(node, chunk, like)
-    unit = _one_hot(chunk.index, prod(shape), like).reshape(groups, count, *shape)
-    return name, Rows(torch.cat([unit, -unit], 1), frame), like.new_zeros(groups, 2 * count)
+        unit = _signed(node.constants["weight"][chunk.index], signs).reshape(*signs.shape, *network.shapes[node.inputs[0]])
+        return node.inputs[0], Rows(unit, frame), torch.zeros_like(signs) if bias is None else signs * bias[chunk.index]
+    unit = _one_hot(chunk.index, prod(shape), signs).reshape(*signs.shape, *shape)
+    return name, Rows(unit, frame), torch.zeros_like(signs)
 
 
-def _bias(node: Node, chunk: Chunk, like: Tensor) -> Tensor:
-    """The bias of each row of a dense or convolutional layer, `(G, 2 S)`."""
-    bias = node.constants.get("bias")
-    added = like.new_zeros(chunk.index.shape) if bias is None else bias[chunk.index]
-    return torch.cat([added, -added], 1)
+def _signed(values: Tensor, signs: Tensor) -> Tensor:
+    return values * signs.reshape(*signs.shape, *(1,) * (values.ndim - 2))
 
 
-def _one_hot(index: Tensor, size: int, like: Tensor) -> Tensor:
-    return like.new_zeros(*index.shape, size).scatter_(-1, index.unsqueeze(-1), 1.0)
+def _one_hot(index: Tensor, size: int, values: Tensor) -> Tensor:
+    return values.new_zeros(*index.shape, size).scatter_(-1, index.unsqueeze(-1), values.unsqueeze(-1))
 
 
 def row_bytes(network: Network, name: str, copies: float, itemsize: int) -> int:

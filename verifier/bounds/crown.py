@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from verifier.bounds.backward import AnyRelaxation, FixedPlanes, Region, lower_bounds
+from verifier.bounds.backward import AnyRelaxation, FixedPlanes, lower_bounds
 from verifier.bounds.chunks import Chunk, chunks_of, frame_of, row_bytes, starts_windows, unit_rows, with_memory
-from verifier.bounds.engine import BoundRequest, BoundResult
+from verifier.bounds.engine import BoundRequest, BoundResult, Region
 from verifier.bounds.ibp import output_bounds, signed_rows, split_sides
 from verifier.bounds.network import Network, prepare
 from verifier.bounds.rows import Frame, Rows
@@ -24,7 +24,8 @@ DEFAULT_MEMORY_BYTES = 2**28
 # Coefficients alive at once in a pass: a node's, its inputs', the positive part and a pending sum.
 _COPIES = 4.0
 
-ChunkBounds = Callable[[str, Chunk], Tensor]
+# Lower bounds of s z for the neurons z of a chunk of a node and signs s, both `(G, S)`.
+ChunkBounds = Callable[[str, Chunk, Tensor], Tensor]
 
 
 class Intermediate(Protocol):
@@ -115,10 +116,10 @@ def propagate(network: Network, request: BoundRequest, strategy: Intermediate, m
     `refine(state, name, mask, box)` improves a box further after the strategy's rows.
     """
     state = State({network.nodes[0].name: request.box}, {}, {}, Region(request.box, request.ball))
-    planes = FixedPlanes(network, state.relaxations)
+    planes, asked = FixedPlanes(network, state.relaxations), {}
 
-    def by_rows(name: str, chunk: Chunk) -> Tensor:
-        start, rows, bias = unit_rows(network, name, chunk, request.box.lower)
+    def by_rows(name: str, chunk: Chunk, signs: Tensor) -> Tensor:
+        start, rows, bias = unit_rows(network, name, chunk, signs)
         return bias + lower_bounds(network, start, rows, planes, state.region)
 
     for node in network.nodes[1:]:
@@ -129,6 +130,8 @@ def propagate(network: Network, request: BoundRequest, strategy: Intermediate, m
                 if name in request.intermediate:
                     box = request.intermediate[name]
                 else:
+                    mask = mask & ~asked.get(name, torch.zeros_like(mask))  # another reader may have asked before
+                    asked[name] = mask | asked.get(name, mask)
                     exact = request.ball is None and network.interval_is_exact(name)
                     box = bound_neurons(network, name, strategy.wanted(exact, mask), state.boxes[name], memory_bytes, (strategy, by_rows))
                     box = box if refine is None or exact else refine(state, name, mask, box)
@@ -142,35 +145,31 @@ def propagate(network: Network, request: BoundRequest, strategy: Intermediate, m
 def bound_neurons(
     network: Network, name: str, mask: Tensor, box: Box, memory_bytes: int, how: tuple[Intermediate, ChunkBounds]
 ) -> Box:
-    """The box of a node with rows for the neurons in `mask (B, *shape)`: `how` is the way to combine and the way to bound a chunk."""
+    """The box of a node with rows for the neurons in `mask (B, *shape)`: `how` is the way to combine and the way to bound a chunk.
+
+    Where only signs matter, the likelier sign is tried first, and a neuron whose sign it settles gets no second row.
+    """
     strategy, chunk_bounds = how
-    if not bool(mask.any()):
-        return box
-    by_position = starts_windows(network, name)
-    cut = chunks_of(mask, by_position)
-    most = max(1, memory_bytes // (2 * row_bytes(network, name, _COPIES, box.lower.element_size())))
+    lower, upper = box.lower.flatten(), box.upper.flatten()
+    by_sign = network.decided_by_sign(name)
+    signs = torch.where(upper > -lower, 1.0, -1.0).to(lower.dtype) if by_sign else torch.ones_like(lower)
+    most = max(1, memory_bytes // row_bytes(network, name, _COPIES, box.lower.element_size()))
+    for _ in range(2):
+        if not bool(mask.any()):
+            break
 
-    def work(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        bounds = chunk_bounds(name, chunk)
-        count = chunk.index.shape[1]
-        at = _flat_index(network.shapes[name], chunk)
-        return at[chunk.valid], bounds[:, :count][chunk.valid], -bounds[:, count:][chunk.valid]
+        def work(chunk: Chunk, signs: Tensor = signs) -> tuple[Tensor, Tensor]:
+            at = chunk.flat(network.shapes[name])
+            return at[chunk.valid], chunk_bounds(name, chunk, signs[at])[chunk.valid]
 
-    at, found_lower, found_upper = (torch.cat(parts) for parts in zip(*with_memory(cut, most, work), strict=True))
-    lower = box.lower.flatten().index_copy(0, at, found_lower).reshape(box.lower.shape)
-    upper = box.upper.flatten().index_copy(0, at, found_upper).reshape(box.upper.shape)
-    return strategy.combine(box, lower, upper)
-
-
-def _flat_index(shape: tuple[int, ...], chunk: Chunk) -> Tensor:
-    """Where each row's neuron stands in the flattened batch, `(G, S)`."""
-    size = torch.Size(shape).numel()
-    if chunk.position is None:
-        return chunk.problem[:, None] * size + chunk.index
-    flat = torch.zeros_like(chunk.problem)
-    for axis, count in enumerate(shape[2:]):
-        flat = flat * count + chunk.position[:, axis]
-    return chunk.problem[:, None] * size + chunk.index * torch.Size(shape[2:]).numel() + flat[:, None]
+        results = with_memory(chunks_of(mask, starts_windows(network, name)), most, work)
+        at, found = (torch.cat(parts) for parts in zip(*results, strict=True))
+        lower = lower.index_copy(0, at, torch.where(signs[at] > 0, found, lower[at]))
+        upper = upper.index_copy(0, at, torch.where(signs[at] > 0, upper[at], -found))
+        if by_sign:
+            mask = mask & ~torch.zeros_like(mask).flatten().index_fill(0, at[found >= 0], True).reshape(mask.shape)
+        signs = -signs
+    return strategy.combine(box, lower.reshape(box.lower.shape), upper.reshape(box.upper.shape))
 
 
 def bound_output(network: Network, rows: Tensor, memory_bytes: int, bound: Callable[[Rows], Tensor]) -> Tensor:

@@ -39,6 +39,14 @@ class NormBall:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Where inputs lie: the box, and where there is one, the ball."""
+
+    box: Box
+    ball: NormBall | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BoundRequest:
     """Bound rows @ y + constants over y = graph(x), x in the box (and in the ball, if there is one).
 

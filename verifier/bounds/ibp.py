@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from verifier.bounds.backward import Region, affine_step, minimum_over_region
-from verifier.bounds.engine import BoundRequest, BoundResult
+from verifier.bounds.backward import affine_step, minimum_over_region
+from verifier.bounds.engine import BoundRequest, BoundResult, Region
 from verifier.bounds.network import Network, prepare
 from verifier.bounds.rows import Frame, Rows, add_rows
 from verifier.box import Box
@@ -81,7 +81,7 @@ def tail_bounds(network: Network, rows: Rows, boxes: dict[str, Box]) -> Tensor:
             bias = bias + minimum_over_region(current, Region(boxes[node.name]))
             continue
         parts, added = affine_step(network, node, current)
-        bias = bias if added is None else bias + added
+        bias = bias + added
         for name, part in zip(node.inputs, parts, strict=True):
             pending[name] = add_rows(pending[name], part, network.shapes[name]) if name in pending else part
     return bias

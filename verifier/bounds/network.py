@@ -9,7 +9,7 @@ from torch import Tensor
 from verifier.box import Box
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
-from verifier.ops import AffineOp, NonlinearOp, Rule, rule_for
+from verifier.ops import AffineOp, ElementwiseOp, NonlinearOp, Rule, rule_for
 
 _ONE_TO_ONE = ("Reshape", "Transpose", "Scale", "Slice", "Pad")
 _MIXING = ("Linear", "LeftMatMul", "Conv", "ConvTranspose", "AveragePool", "ReduceSum", "ReduceMean")
@@ -43,6 +43,16 @@ class Network:
             if mixed > 1 or node.op not in _ONE_TO_ONE + _MIXING:
                 return False
             name = node.inputs[0]
+
+    def decided_by_sign(self, name: str) -> bool:
+        """Whether every nonlinear operation that reads this value is affine on either side of zero."""
+        rules = [self.rules[node.name] for node in self.nodes[1:] if name in node.inputs]
+        return all(isinstance(rule, ElementwiseOp) and rule.decided_by_sign for rule in rules if isinstance(rule, NonlinearOp))
+
+    def ends_in(self, node: Node) -> bool:
+        """Whether this node alone reads the input, and nothing else."""
+        start = self.nodes[0].name
+        return node.inputs == (start,) and sum(start in other.inputs for other in self.nodes) == 1
 
     def shift(self, node: Node, like: Tensor) -> Tensor | None:
         """What an affine node adds, `(1, *node.shape)`; None where it adds nothing."""

@@ -75,10 +75,10 @@ class Frame:
         if any(before) or any(after):
             value = F.pad(value, [n for pair in reversed(list(zip(before, after, strict=True))) for n in pair])
         lead = value.ndim - rank
-        for axis in range(rank):  # each unfold appends its window's axis at the end, so the spatial axes stay where they are
-            start = window.offset[axis] + before[axis]
-            value = value.narrow(lead + axis, start, value.shape[lead + axis] - start).unfold(lead + axis, window.size[axis],
-            window.stride[axis])
+        for axis, (before_axis, offset, size, stride) in enumerate(zip(before, window.offset, window.size, window.stride, strict=True)):
+            # Each unfold appends its window's axis at the end, so the spatial axes stay where they are.
+            at, start = lead + axis, offset + before_axis
+            value = value.narrow(at, start, value.shape[at] - start).unfold(at, size, stride)
         value = value.permute(0, *range(lead, lead + rank), *range(1, lead), *range(lead + rank, value.ndim))
         batch = self.single if self.single is not None else self.problem
         if value.shape[0] == 1:

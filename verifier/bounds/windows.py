@@ -10,9 +10,11 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from verifier.bounds.rows import Frame, Rows, Window, mask_outside
+from verifier.bounds.engine import Region
+from verifier.bounds.rows import Frame, Rows, Window, dot, mask_outside
 from verifier.graph.ir import Node
-from verifier.ops.conv import full_transpose, spatial_attributes
+from verifier.ops import AffineOp, rule_for
+from verifier.ops.conv import full_transpose, pad_spatial, phases, prefers_convolution, sort_phases, spatial_attributes
 from verifier.ops.pool import window_counts
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -66,3 +68,33 @@ def moved(frame: Frame, node: Node, coeff: Tensor, shape: tuple[int, ...]) -> Ro
     )
     inside = not any(map(any, window.overhang(shape[2:])))
     return Rows(coeff, replace(frame, window=window), masked=inside)
+
+
+def minimum_through_first_conv(node: Node, rows: Rows, region: Region) -> Tensor | None:
+    """min over the box of <rows, conv(x)> for the convolution that alone reads the input, `(G, S)`; None where another way is as good.
+
+    The coefficients of the input are needed for <|c|, r> alone, in any order: they stay sorted by remainder, and the radius is sorted likewise.
+    The linear term is <rows, conv(m)>, on the smaller side of the convolution.
+    """
+    if node.op != "Conv" or region.ball is not None:
+        return None
+    _, strides, dilations, before, _ = spatial_attributes(node)
+    weight, group = node.constants["weight"], node.attributes.get("group", 1)
+    if not prefers_convolution(rows.coeff, weight, dilations, group):
+        return None
+    rows = mask_outside(rows, node.shape)
+    rule = rule_for(node)
+    assert isinstance(rule, AffineOp)
+    center = rows.frame.gather(rule.linear(node, region.box.center))
+    sorted_coeff = phases(rows.coeff.flatten(0, 2), weight, strides)
+    full = tuple(size * s for size, s in zip(sorted_coeff.shape[2:], strides, strict=True))
+    if rows.window is None:
+        radius = rows.frame.gather(region.box.radius)
+        first = before
+    else:
+        radius = moved(rows.frame, node, rows.coeff.new_empty(0, *full), region.box.radius.shape[1:]).frame.gather(region.box.radius)
+        first = (0, 0)
+    radius = pad_spatial(radius, first, tuple(n - size - p for n, size, p in zip(full, radius.shape[-2:], first, strict=True)))
+    radius = sort_phases(radius.reshape(-1, *radius.shape[-3:]), *strides)
+    lead = rows.coeff.shape[:2]
+    return dot(rows.coeff, center) - dot(sorted_coeff.abs().reshape(*lead, -1), radius.reshape(radius.shape[0], 1, -1))

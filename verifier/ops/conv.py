@@ -45,7 +45,7 @@ def transpose_convolve(coeff: Tensor, node: Node, spatial: tuple[int, ...]) -> T
     """The adjoint of `convolve`: `(N, C_out, *out)` to `(N, C, *spatial)`, dilations and strides as in the node's attributes."""
     rank, strides, dilations, before, _ = spatial_attributes(node)
     weight, group = node.constants["weight"], node.attributes.get("group", 1)
-    if _prefers_convolution(coeff, weight, dilations, group):
+    if prefers_convolution(coeff, weight, dilations, group):
         return _transpose_by_convolution(coeff, weight, strides, before, spatial)
     reach = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(coeff.shape[2:], strides, weight.shape[2:], dilations, strict=True)]
     missing = tuple(n + 2 * p - r for n, p, r in zip(spatial, before, reach, strict=True))
@@ -59,49 +59,60 @@ def full_transpose(coeff: Tensor, node: Node) -> Tensor:
     """The adjoint of `convolve` without pads: every value that a window of coefficients reaches, `(N, C, *reach)`."""
     rank, strides, dilations, _, _ = spatial_attributes(node)
     weight, group = node.constants["weight"], node.attributes.get("group", 1)
-    if _prefers_convolution(coeff, weight, dilations, group):
+    if prefers_convolution(coeff, weight, dilations, group):
         reach = tuple((o - 1) * s + k for o, s, k in zip(coeff.shape[2:], strides, weight.shape[2:], strict=True))
         return _transpose_by_convolution(coeff, weight, strides, (0,) * rank, reach)
     return _CONV_TRANSPOSE[rank](coeff, weight, None, strides, 0, 0, group, dilations)
 
 
-def _prefers_convolution(coeff: Tensor, weight: Tensor, dilations: tuple[int, ...], group: int) -> bool:
-    """On CPUs a plain convolution is two to five times faster than torch's transposed one (measured with oneDNN, few channels, stride
-    2).
-    """
+def prefers_convolution(coeff: Tensor, weight: Tensor, dilations: tuple[int, ...], group: int) -> bool:
+    """On CPUs a plain convolution is two to five times faster than torch's transposed one (measured with oneDNN, few channels, stride 2)."""
     return coeff.device.type == "cpu" and weight.ndim == 4 and group == 1 and set(dilations) == {1}
+
+
+def phases(coeff: Tensor, weight: Tensor, strides: tuple[int, ...], crop: tuple[int, int] = (0, 0)) -> Tensor:
+    """The full transposed convolution of `(N, C_out, h, w)` by one plain convolution, its output coordinates sorted by remainder.
+
+    y[s q + a] = sum over m of x[q - m] w[a + s m], K = ceil(k / s) taps for each remainder a modulo the stride s; the s t remainders of both axes
+    are channels: `(N, C s t, h + K - 1, ...)`, in `pixel_shuffle`'s order. `crop` leaves out so many coordinates at both ends (stride 1 only).
+    """
+    out, into, (height, width) = weight.shape[0], weight.shape[1], weight.shape[2:]
+    s, t = strides
+    rows, columns = -(-height // s), -(-width // t)
+    weight = F.pad(weight, (0, columns * t - width, 0, rows * s - height)).reshape(out, into, rows, s, columns, t)
+    weight = weight.flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(into * s * t, out, rows, columns)
+    return F.conv2d(coeff, weight, None, 1, (rows - 1 - crop[0], columns - 1 - crop[1]))
 
 
 def _transpose_by_convolution(
     coeff: Tensor, weight: Tensor, strides: tuple[int, ...], before: tuple[int, ...], spatial: tuple[int, ...]
 ) -> Tensor:
-    """The transposed convolution, one plain convolution for each remainder a of the output coordinate modulo the stride s, all in one call.
-
-    y[s q + a] = sum over m of x[q - m] w[a + s m]: K = ceil(k / s) taps for each a. The s^2 remainders are s^2 times as many channels,
-    which `pixel_shuffle` puts in their places; then `before` values are cropped in front and the size is made `spatial`.
-    """
-    out, into, kernel = weight.shape[0], weight.shape[1], weight.shape[2:]
+    """The transposed convolution by `phases`, put in place, with `before` values cropped in front and the size made `spatial`."""
+    crop = (0, 0)
     if tuple(strides) == (1, 1):
         # Cropping within the convolution crops both ends alike: only as much as neither end needs.
-        crop = [max(0, min(p, k - 1, o + k - 1 - n - p)) for p, k, o, n in zip(before, kernel, coeff.shape[2:], spatial, strict=True)]
-        pads = tuple(k - 1 - c for k, c in zip(kernel, crop, strict=True))
-        value = F.conv2d(coeff, weight.flip(2, 3).transpose(0, 1), None, 1, pads)
-        before = tuple(p - c for p, c in zip(before, crop, strict=True))
-    else:
-        (s, t), taps = strides, [-(-k // step) for k, step in zip(kernel, strides, strict=True)]
-        weight = F.pad(weight, (0, taps[1] * t - kernel[1], 0, taps[0] * s - kernel[0])).reshape(out, into, taps[0], s, taps[1], t)
-        phases = weight.flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(into * s * t, out, *taps)
-        value = F.conv2d(coeff, phases, None, 1, (taps[0] - 1, taps[1] - 1))
-        value = F.pixel_shuffle(value, s) if s == t else _interleave(value, s, t)
-    for axis, (first, size) in enumerate(zip(before, spatial, strict=True)):
-        value = value.narrow(axis + 2, first, min(size, value.shape[axis + 2] - first))
+        ends = zip(before, weight.shape[2:], coeff.shape[2:], spatial, strict=True)
+        crop = tuple(max(0, min(p, k - 1, o + k - 1 - n - p)) for p, k, o, n in ends)
+    value = interleave(phases(coeff, weight, strides, crop), *strides)
+    for axis, (first, cropped, size) in enumerate(zip(before, crop, spatial, strict=True)):
+        value = value.narrow(axis + 2, first - cropped, min(size, value.shape[axis + 2] - first + cropped))
     return pad_spatial(value, (0, 0), tuple(size - value.shape[axis + 2] for axis, size in enumerate(spatial)))
 
 
-def _interleave(value: Tensor, s: int, t: int) -> Tensor:
-    """`(N, C s t, p, q)` to `(N, C, p s, q t)`: pixel_shuffle for two different factors."""
+def interleave(value: Tensor, s: int, t: int) -> Tensor:
+    """`(N, C s t, p, q)` to `(N, C, p s, q t)`: pixel_shuffle, for two factors."""
+    if s == t == 1:
+        return value
+    if s == t:
+        return F.pixel_shuffle(value, s)
     count, channels, p, q = value.shape
     return value.reshape(count, channels // (s * t), s, t, p, q).permute(0, 1, 4, 2, 5, 3).reshape(count, -1, p * s, q * t)
+
+
+def sort_phases(value: Tensor, s: int, t: int) -> Tensor:
+    """The inverse of `interleave`: `(N, C, p s, q t)` to `(N, C s t, p, q)`."""
+    count, channels, height, width = value.shape
+    return value.reshape(count, channels, height // s, s, width // t, t).permute(0, 1, 3, 5, 2, 4).reshape(count, -1, height // s, width // t)
 
 
 def channel_bias(node: Node) -> Tensor | None:
