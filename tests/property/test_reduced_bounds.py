@@ -14,10 +14,10 @@ from tests import reductions as r
 from tests.tolerances import EXACT, SOLVER
 from verifier.bab import cut as cutting
 from verifier.bab.input_split import _remainder
-from verifier.reduced import products
+from verifier.reduced import planes, products
 from verifier.reduced.bound import Effort, Multipliers, Rows, _Ascent, optimise
 from verifier.reduced.boxes import box_bounds
-from verifier.reduced.planes import Domains, kind_planes
+from verifier.reduced.planes import Domains
 from verifier.reduced.problem import RELU, ReducedProblem, ScaledBall, activation, stack, stackable
 
 RELUS = (RELU, RELU, RELU)
@@ -305,13 +305,17 @@ def test_a_box_that_nothing_is_cut_off_stays_as_it_is() -> None:
 @given(seeds, st.sampled_from(["square", "sigmoid", "tanh"]), st.sampled_from([torch.float64, torch.float32]))
 @settings(max_examples=60)
 def test_planes_of_every_kind(seed: int, kind: str, dtype: torch.dtype) -> None:
+    check_planes(seed, kind, dtype)
+
+
+def check_planes(seed: int, kind: str, dtype: torch.dtype) -> None:
     """Lower plane <= s(z) <= upper plane on the whole interval, for intervals of every size and any alpha; float32 planes hold in float64."""
     random = torch.Generator().manual_seed(seed)
     center = 4 * torch.randn(200, generator=random, dtype=torch.float64)
     width = 10 ** (4 * torch.rand(200, generator=random, dtype=torch.float64) - 3)
     lower, upper = (center - width).to(dtype), (center + width).to(dtype)
-    planes = kind_planes(kind, lower, upper, torch.rand(200, generator=random).to(dtype))
-    low, low_off, up, up_off = (plane.double() for plane in planes)
+    own = planes.kind_planes(kind, lower, upper, torch.rand(200, generator=random).to(dtype))
+    low, low_off, up, up_off = (plane.double() for plane in own)
     z = lower.double() + torch.linspace(0, 1, 101, dtype=torch.float64).unsqueeze(1) * (upper.double() - lower.double())
     value, slack = activation(kind, z), 1e-15 * (1 + z.abs().amax() ** 2)
     assert (low * z + low_off <= value + slack).all()
