@@ -1,6 +1,7 @@
 """verify: a graph and a property in, a Verdict out. The order of work: attack, reduce, bound, split; every claim passes its gate."""
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from verifier.reduced.problem import ReducedProblem
 from verifier.spec.spec import Case, Spec
 from verifier.verdict import Counterexample, Reason, Status, Verdict
 
+GLANCE, GLANCE_S = AttackConfig(restarts=1, steps=10), 0.2
+"""A look at few-input problems before anything is bounded: their samples cover the region, and their root can be dear."""
 QUICK = AttackConfig(restarts=2, steps=20)
 SMALL_NETWORK = 50_000
 """Neurons up to which a problem with few inputs is solved in double precision: its boxes become so small that float32 rounding decides."""
@@ -112,7 +115,7 @@ class _Run:
         self.source = graph
         self.graph = graph.to(self.device, torch.float32)
         self.small = sum(int(np.prod(node.shape)) for node in graph.nodes) <= SMALL_NETWORK
-        self.tiny = self.small and all((case.upper > case.lower).sum() <= FEW_INPUTS for spec in specs for case in spec.cases)
+        self.tiny = self.small and all(_free_inputs(case) <= FEW_INPUTS for spec in specs for case in spec.cases)
         self._replay: Replay | None = None
         self.jobs = [_Job(k, case, self.replay) for k, spec in enumerate(specs) for case in spec.cases]
         self.interrupted = False
@@ -125,6 +128,8 @@ class _Run:
     def verdicts(self) -> list[Verdict]:
         try:
             waiting: list[_Job] = []
+            if self.config.attack:
+                self._attack([job for job in self.jobs if _free_inputs(job.case) <= FEW_INPUTS], GLANCE, GLANCE_S)
             for job in self.jobs:
                 self._bound(job)
                 if job.open and job.search is not None:
@@ -151,8 +156,8 @@ class _Run:
             return
         with _timed([job]), _memory(job):
             self.listener(Progress("bounds", 0.0))
-            free = int((job.case.upper > job.case.lower).sum())
-            graph = self.source.to(self.device, torch.float64) if self.small and free <= FEW_INPUTS else self.graph
+            double = self.small and _free_inputs(job.case) <= FEW_INPUTS
+            graph = self.source.to(self.device, torch.float64) if double else self.graph
             search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes)))
             open_root(search, Deadline.after(self._left_s(job)))
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
@@ -178,11 +183,12 @@ class _Run:
         for job in waiting:
             job.search = None
 
-    def _attack(self, jobs: list[_Job], config: AttackConfig) -> None:
+    def _attack(self, jobs: list[_Job], config: AttackConfig, limit_s: float = math.inf) -> None:
         if not jobs:
             return
         self.listener(Progress("attack", 0.0))
-        deadline = Deadline.after(min(0.1 * self.config.timeout_s * len(jobs), min(self._left_s(job) for job in jobs)))
+        share_s = 0.1 * self.config.timeout_s * len(jobs)
+        deadline = Deadline.after(min(limit_s, share_s, min(self._left_s(job) for job in jobs)))
         with _timed(jobs), torch.enable_grad():
             for candidate in pgd(self.graph, [job.case for job in jobs], config, self.config.seed, deadline, self.device):
                 job = jobs[candidate.case]
@@ -264,6 +270,10 @@ def _memory(job: _Job) -> Iterator[None]:
         if "can't allocate memory" not in str(error):
             raise
         job.failure = (Reason.MEMORY, "The memory of this machine is used up.")
+
+
+def _free_inputs(case: Case) -> int:
+    return int((case.upper > case.lower).sum())
 
 
 def _nbytes(problem: ReducedProblem) -> int:

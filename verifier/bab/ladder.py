@@ -115,15 +115,18 @@ def _tightened(search: Search, climb: Climb) -> tuple[Search, str]:
 
 
 def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
-    """Neuron splits while they pay: each round has twice the time of the one before."""
+    """Neuron splits while they pay, a moment of ReLU splits after each: every round has twice the time of the one before."""
     seconds, gain = FIRST_NEURON_S, 1.0
     while gain > WORTHWHILE and not search.decided and not climb.deadline.expired():
         before = _missing(search)
         search = _restart(search, split_neurons(search.problem, climb.config, seconds, climb.deadline), climb)
-        gain, seconds = 1 - _missing(search) / before, 2 * seconds
+        gain = 1 - _missing(search) / before
+        if gain > WORTHWHILE and not search.decided:
+            advance([search], climb.config, climb.oracle, climb.deadline.sooner(seconds), climb.listener)
+        seconds *= 2
     return search, "neuron splits"
 
 
 def _missing(search: Search) -> float:
-    """What the root lacks to prove every row that is open, summed."""
-    return float((-search.floor[search.frontier.open.row]).sum()) if len(search.frontier) else 0.0
+    """What the root lacks to prove every row, summed."""
+    return float((-search.floor).clamp(min=1e-12).sum())
