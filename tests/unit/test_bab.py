@@ -27,6 +27,7 @@ from verifier.bab.work import load, unload
 from verifier.config import BabConfig
 from verifier.exact.highs import leaf_answer
 from verifier.reduced.bound import Effort
+from verifier.reduced.build import build
 from verifier.reduced.problem import RELU, Block, ReducedProblem, stack
 from verifier.spec.spec import Case, Polytope
 
@@ -251,6 +252,42 @@ def test_conjunctions_by_input_splits(gap: float) -> None:
     for seed in range(20):
         mlp = random_mlp(100 + seed, (3, 5, 4, 2))
         assert_true(mlp, near_truth(mlp, seed, gap, rows=2), gap > 0, by_input_splits)
+
+
+def at_the_truth(mlp: Mlp, case: Case, gap: float) -> Case:
+    """The case whose first polytope is reached by exactly `-gap > 0`, at a point that the LP of its activation pattern polishes."""
+    problem, polytope = mlp.problem(case), case.polytopes[0]
+    _, x = smallest_margin(mlp, case.lower, case.upper, polytope)
+    scaled = torch.from_numpy((x[problem.inputs.free] - problem.inputs.center.numpy()) / problem.inputs.radius.numpy()).clamp(-1, 1)
+    z, _ = problem.evaluate(scaled.unsqueeze(0))
+    best = leaf_answer(problem, 0, torch.where(z[0] >= 0, 1, -1).to(torch.int8)).x
+    x = problem.inputs.full(best.unsqueeze(0)).numpy().clip(case.lower, case.upper)
+    moved = replace(case, polytopes=(nets.shifted(polytope, float(nets.margin(polytope, x, mlp(x))[0]) - gap),))
+    assert nets.margin(moved.polytopes[0], x, mlp(x))[0] <= 0
+    return moved
+
+
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("gap", [-1e-7, -1e-9])
+def test_nothing_within_a_billionth_of_the_truth_is_proved(solve, gap: float) -> None:
+    """Unsafe by a billionth, every candidate refused: rounding and the tolerances of the LP must not close the gap."""
+    for seed in range(12):
+        mlp = random_mlp(seed, (3, 6, 5, 2) if seed % 2 else (2, 4, 4, 3, 2))
+        case = at_the_truth(mlp, near_truth(mlp, seed, 0.0, rows=1 + seed % 2), gap)
+        assert not solve(mlp.problem(case), Oracle(refuse, leaf_answer)).proved
+
+
+@pytest.mark.parametrize("gap", [0.0, -1e-6])
+def test_nothing_that_float32_rounding_hides_is_proved(gap: float) -> None:
+    """The same over 24 inputs in single precision, at sizes where a float32 is right to 1e-7."""
+    for seed in range(8):
+        mlp = random_mlp(seed, (24, 6, 6, 2))
+        random = np.random.default_rng(seed)
+        lower = random.normal(size=24) / 2
+        case = at_the_truth(mlp, Case(lower, lower + 0.2, (Polytope(random.normal(size=(1, 2)), np.zeros(1)),)), gap)
+        problem = build(mlp.graph().to("cpu", torch.float32), case)
+        assert problem.A.dtype == torch.float32
+        assert not by_relu_splits(problem, Oracle(refuse, leaf_answer)).proved
 
 
 def test_the_work_is_real() -> None:

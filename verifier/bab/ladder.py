@@ -22,7 +22,7 @@ from verifier.reduced.tighten import tighten
 FEW_INPUTS = 20
 """Free inputs up to which splitting the input is tried."""
 MANY_NEURONS = 1500
-"""Unstable neurons from which a first round of input splits takes too long to be a probe."""
+"""Unstable neurons from which a single box takes seconds: the first turn of input splits is a share of the time then."""
 FIRST_TURN_S, PROBE_S, FIRST_NEURON_S = 1.0, 0.5, 0.5
 VISIBLE = 0.05
 """Share of the region whose closing in the first turn says that input splits will end."""
@@ -71,8 +71,7 @@ def solve_problem(search: Search, climb: Climb) -> Outcome:
 def _few_inputs(search: Search, climb: Climb) -> Outcome:
     """Input splits first; ReLU splits for the longer, the smaller the share of the region that those closed in a second."""
     boxes = input_search(search.key, search.problem)
-    if search.problem.unstable <= MANY_NEURONS:
-        _split_inputs(boxes, climb, FIRST_TURN_S)
+    _split_inputs(boxes, climb, FIRST_TURN_S if search.problem.unstable <= MANY_NEURONS else 0.3 * climb.deadline.left_s())
     if not boxes.decided or boxes.stuck:
         share = 0.7 if boxes.volume == 0 else 0.3 if boxes.volume < VISIBLE else 0.0
         if boxes.stuck or share:

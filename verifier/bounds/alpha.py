@@ -113,7 +113,9 @@ def _optimise_neurons(network: Network, state: State, name: str, task: tuple[Ten
         stop_at = -bias if by_sign else torch.inf
         return bias + optimise(network, state, (start, rows), (schedule.iterations, schedule.config), stop_at)
 
-    return bound_neurons(network, name, mask, box, max(1, schedule.memory_bytes // _MEMORY_SHARE), (schedule.strategy, by_rows))
+    state.boxes[name] = box
+    memory_bytes = max(1, schedule.memory_bytes // _MEMORY_SHARE)
+    return bound_neurons(network, (name, mask), state, memory_bytes, (schedule.strategy, by_rows))
 
 
 def optimise(

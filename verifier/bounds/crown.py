@@ -53,7 +53,9 @@ class IbpThenCrown:
 
 @dataclass(frozen=True, slots=True)
 class PureCrown:
-    """Rows for neurons that the intervals leave unstable, which replace their intervals: what other tools compute, for comparison with them."""
+    """Rows for neurons that the intervals leave unstable, which replace their intervals: what other tools compute, for comparison with
+    them.
+    """
 
     def wanted(self, exact: bool, unstable: Tensor) -> Tensor:
         return unstable
@@ -99,9 +101,11 @@ def crown(request: BoundRequest, intermediate: Intermediate | None = None, memor
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a forward sweep leaves behind: the box of every node, planes of nonlinear ones, and the boxes that those were made from."""
+    """What a forward sweep leaves behind: each node's box, and its value at the centre of the input box; planes of nonlinear nodes, and
+    the boxes that those were made from."""
 
     boxes: dict[str, Box]
+    centers: dict[str, Tensor]
     relaxations: dict[str, AnyRelaxation]
     intermediate: dict[str, Box]
     region: Region
@@ -115,7 +119,8 @@ def propagate(network: Network, request: BoundRequest, strategy: Intermediate, m
 
     `refine(state, name, mask, box)` improves a box further after the strategy's rows.
     """
-    state = State({network.nodes[0].name: request.box}, {}, {}, Region(request.box, request.ball))
+    start = network.nodes[0].name
+    state = State({start: request.box}, {start: request.box.center.detach()}, {}, {}, Region(request.box, request.ball))
     planes, asked = FixedPlanes(network, state.relaxations), {}
 
     def by_rows(name: str, chunk: Chunk, signs: Tensor) -> Tensor:
@@ -133,26 +138,32 @@ def propagate(network: Network, request: BoundRequest, strategy: Intermediate, m
                     mask = mask & ~asked.get(name, torch.zeros_like(mask))  # another reader may have asked before
                     asked[name] = mask | asked.get(name, mask)
                     exact = request.ball is None and network.interval_is_exact(name)
-                    box = bound_neurons(network, name, strategy.wanted(exact, mask), state.boxes[name], memory_bytes, (strategy, by_rows))
+                    box = bound_neurons(network, (name, strategy.wanted(exact, mask)), state, memory_bytes, (strategy, by_rows))
                     box = box if refine is None or exact else refine(state, name, mask, box)
                 state.boxes[name] = state.intermediate[name] = box
             state.relaxations[node.name] = rule.relax(node, *network.boxes_of(node, state.boxes))
         given = request.intermediate.get(node.name)
+        with torch.no_grad():
+            state.centers[node.name] = rule.forward(node, *(state.centers[name] for name in node.inputs))
         state.boxes[node.name] = rule.interval(node, *network.boxes_of(node, state.boxes)) if given is None else given
     return state
 
 
 def bound_neurons(
-    network: Network, name: str, mask: Tensor, box: Box, memory_bytes: int, how: tuple[Intermediate, ChunkBounds]
+    network: Network, task: tuple[str, Tensor], state: State, memory_bytes: int, how: tuple[Intermediate, ChunkBounds]
 ) -> Box:
-    """The box of a node with rows for the neurons in `mask (B, *shape)`: `how` is the way to combine and the way to bound a chunk.
+    """The box of a node, with rows for some of its neurons.
 
-    Where only signs matter, the likelier sign is tried first, and a neuron whose sign it settles gets no second row.
+    Where only signs matter, each neuron's sign at the centre of the region is tried first, and one that this settles gets no second row.
+
+    Args:
+        task: the node's name, and which neurons get rows, `(B, *shape)`.
+        how: the way to combine rows' bounds with the box so far, and the way to bound a chunk.
     """
-    strategy, chunk_bounds = how
+    (name, mask), (strategy, chunk_bounds), box = task, how, state.boxes[task[0]]
     lower, upper = box.lower.flatten(), box.upper.flatten()
     by_sign = network.decided_by_sign(name)
-    signs = torch.where(upper > -lower, 1.0, -1.0).to(lower.dtype) if by_sign else torch.ones_like(lower)
+    signs = torch.where(state.centers[name].flatten() < 0, -1.0, 1.0).to(lower.dtype) if by_sign else torch.ones_like(lower)
     most = max(1, memory_bytes // row_bytes(network, name, _COPIES, box.lower.element_size()))
     for _ in range(2):
         if not bool(mask.any()):
