@@ -1,26 +1,20 @@
 """Branch and bound: cover, bookkeeping, memory, and verdicts against the truth by MILP."""
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests import mlp as nets
 from tests import reductions as r
-from tests.conftest import ROOT
 from tests.mlp import Mlp, near_truth, random_mlp, smallest_margin
 from verifier.bab import driver, input_split
 from verifier.bab.budget import Deadline, Progress
-from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta, unpack_alpha
+from verifier.bab.domains import pack_alpha, pack_beta, unpack_alpha
 from verifier.bab.driver import LeafAnswer, Oracle, Search, advance, start
-from verifier.bab.frontier import Frontier
 from verifier.bab.input_split import InputSplitConfig, advance_boxes, input_search
 from verifier.bab.neurons import split_block, split_neurons
 from verifier.bab.work import load, unload
@@ -62,121 +56,6 @@ def test_packed_multipliers_stay_in_range() -> None:
     assert (back >= 0).all() and (back <= 1).all() and (back - alpha).abs().max() <= 0.5 / 255 + 1e-6
     beta = pack_beta(torch.tensor([0.0, 1e-9, 1.0, 1e5, 1e30]))
     assert torch.isfinite(beta).all() and (beta >= 0).all() and beta[2] == 1
-
-
-# --- the frontier against a list ---------------------------------------------------------------------------------------------------
-
-
-def numbered(ids: list[int], cuts: bool = False) -> DomainBatch:
-    """Domains that carry their number in every array."""
-    n = torch.tensor(ids, dtype=torch.int64)
-    wide = n.unsqueeze(1).expand(-1, 3)
-    ends = (wide.double(), wide.double() + 1) if cuts else ()
-    lower = (n * 7919 % 101).double() - 50
-    return DomainBatch(n % 5, lower, (n % 100).to(torch.int16), (wide % 100).to(torch.int8), (wide % 200).to(torch.uint8), wide.half(), *ends)
-
-
-def numbers(batch: DomainBatch, cuts: bool = False) -> list[int]:
-    """The numbers, after a check that all arrays of a domain still belong together."""
-    ids = batch.beta[:, 0].long()
-    for own, right in zip(batch.arrays(), numbered(ids.tolist(), cuts).arrays()):
-        assert (own is None and right is None) or torch.equal(own, right)
-    return ids.tolist()
-
-
-operations = st.lists(st.tuples(st.sampled_from(["push", "worst", "row", "pop", "discard"]), st.integers(0, 40), st.randoms()), max_size=25)
-
-
-@given(operations, st.booleans())
-@settings(max_examples=150)
-def test_the_frontier_is_a_list_of_domains(steps: list, cuts: bool) -> None:
-    frontier, model, born = Frontier(), [], 0
-    bound = lambda i: i * 7919 % 101 - 50  # noqa: E731
-    for name, count, random in steps:
-        if name == "push":
-            fresh = list(range(born, born + count))
-            frontier.push(numbered(fresh, cuts))
-            model, born = model + fresh, born + count
-        elif not model:
-            assert len(frontier) == 0 and frontier.minimum() is None
-            continue
-        elif name == "worst":
-            taken = numbers(frontier.pop_worst(max(1, count)), cuts)
-            assert sorted(map(bound, taken)) == sorted(map(bound, model))[:max(1, count)]
-            model = [i for i in model if i not in taken]
-        elif name == "row":
-            taken = numbers(frontier.pop_worst_of_each_row(), cuts)
-            worst = {row: min(bound(i) for i in model if i % 5 == row) for row in {i % 5 for i in model}}
-            assert {i % 5: bound(i) for i in taken} == worst and len(taken) == len(worst)
-            model = [i for i in model if i not in taken]
-        elif name == "pop":
-            places = random.sample(range(len(model)), min(count, len(model)))
-            expected = [numbers(frontier.open.take(torch.tensor([k])), cuts)[0] for k in places]
-            assert numbers(frontier.pop(torch.tensor(places, dtype=torch.int64)), cuts) == expected
-            model = [i for i in model if i not in expected]
-        else:
-            keep = torch.tensor([i % 3 > 0 for i in numbers(frontier.open, cuts)], dtype=torch.bool)
-            frontier.discard(keep)
-            model = [i for i in model if i % 3 > 0]
-        assert len(frontier) == len(model)
-        if model:
-            assert sorted(numbers(frontier.open, cuts)) == sorted(model)
-            assert frontier.minimum() == min(map(bound, model))
-
-
-def test_growth_costs_one_array_at_a_time() -> None:
-    """While a frontier grows, at most one array exists twice; capacity exceeds what is open by an eighth."""
-    frontier, neurons, peak = Frontier(), 300, 0
-    batch = domains_of(64, neurons)
-    grow = torch.Tensor.new_empty
-
-    def watched(tensor: torch.Tensor, *shape: int, **options: object) -> torch.Tensor:
-        nonlocal peak
-        made = grow(tensor, *shape, **options)
-        peak = max(peak, frontier.nbytes() + made.nbytes)
-        return made
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", watched)
-        while len(frontier) < 20_000:
-            frontier.push(batch)
-    each = batch.nbytes() / len(batch)
-    largest = batch.beta.nbytes / len(batch)
-    assert frontier.nbytes() <= 1.13 * each * len(frontier)
-    assert 0 < peak <= (1.13 * each + largest) * len(frontier)
-    assert (1.13 * each + largest) * 1_000_000 < 2**31
-
-
-def domains_of(count: int, neurons: int) -> DomainBatch:
-    """`count` domains with bounds drawn at random."""
-    return DomainBatch(
-        torch.zeros(count, dtype=torch.int64), torch.rand(count), torch.zeros(count, dtype=torch.int16),
-        torch.zeros(count, neurons, dtype=torch.int8), torch.zeros(count, neurons, dtype=torch.uint8),
-        torch.zeros(count, neurons, dtype=torch.float16),
-    )
-
-
-
-
-@pytest.mark.slow
-def test_a_million_domains_fit_two_gibibytes() -> None:
-    """A million open domains of 300 neurons, pushed and popped as branch and bound does: the process' peak grows by less than 2 GiB."""
-    code = (
-        "import resource, torch\n"
-        "from tests.unit.test_bab import domains_of\n"
-        "from verifier.bab.frontier import Frontier\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "frontier, batch = Frontier(), domains_of(4096, 300)\n"
-        "frontier.push(batch); frontier.pop_worst(64); before = peak()\n"
-        "while len(frontier) < 1_000_000:\n"
-        "    frontier.push(batch); frontier.pop_worst(1024)\n"
-        "assert len(frontier) >= 1_000_000\n"
-        "print(peak() - before, frontier.nbytes())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    grown, held = map(int, done.stdout.split())
-    assert 10**9 < grown < 2**31 and held < 2**31
 
 
 # --- verdicts against the truth ----------------------------------------------------------------------------------------------------
