@@ -1,6 +1,4 @@
-"""Bounds of real networks against another tool's (`../shared/reference_bounds`, auto_LiRPA 0.7.1, float32): skipped where the folder is
-absent.
-"""
+"""Bounds of real networks against another tool's (`../shared/reference_bounds`, auto_LiRPA 0.7.1, float32); skipped without the folder."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tests.conftest import SHARED
 from tests.tolerances import REFERENCE_RELATIVE
-
 from verifier.bounds.alpha import alpha_crown
 from verifier.bounds.crown import PureCrown, crown
 from verifier.bounds.engine import BoundRequest, BoundResult
@@ -24,7 +22,7 @@ FILES = sorted(FOLDER.glob("*.npz")) or [pytest.param(None, marks=pytest.mark.sk
 SMOOTH = {"eran_5", "eran_6", "eran_7", "eran_8"}
 # Some seconds each with all hidden layers optimised; the rest is quick.
 SLOW_ALPHA = {"sri_resnet_a_1", "marabou-cifar10_1", "marabou-cifar10_2", "cifar10_resnet_2", "cifar10_resnet_3", "cifar10_resnet_4",
-              "eran_6", "eran_7", "eran_8", "oval21_4", "oval21_5", "oval21_6"}
+              "eran_5", "eran_6", "eran_7", "eran_8", "oval21_4", "oval21_5", "oval21_6"}
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 

@@ -13,7 +13,9 @@ Ref: Xu et al., arXiv:2011.13824.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +39,10 @@ from verifier.bounds.rows import Frame, Rows, densify, dot, mask_outside
 from verifier.box import Box
 from verifier.errors import VerifierError
 from verifier.form import Relaxation
-from verifier.graph.ir import Node
+from verifier.graph.ir import Graph, Node
 from verifier.ops import ElementwiseOp, NonlinearOp
 from verifier.ops.affine import align
+from verifier.ops.rule import Alpha
 
 # A pass keeps every node's coefficients for its gradient, and Adam three values for each alpha: about this many times CROWN's memory.
 _MEMORY_SHARE = 12
@@ -74,7 +77,7 @@ def alpha_crown(request: BoundRequest, config: AlphaConfig | None = None, memory
     """
     config = AlphaConfig() if config is None else config
     with torch.no_grad():
-        network = prepare(request.graph, request.box.lower)
+        network = prepare(_detached(request.graph), request.box.lower)
         strategy = IbpThenCrown()
         hidden = config.iterations if config.intermediate_iterations is None else config.intermediate_iterations
 
@@ -89,6 +92,15 @@ def alpha_crown(request: BoundRequest, config: AlphaConfig | None = None, memory
         bounds = bound_output(network, signed_rows(request), max(1, memory_bytes // _MEMORY_SHARE), bound)
         lower, upper = tighter(split_sides(bounds, request), output_bounds(network, request, state.boxes))
     return BoundResult(lower, upper, state.intermediate)
+
+
+def _detached(graph: Graph) -> Graph:
+    """The graph without gradient links: only alphas are to be differentiated in."""
+
+    def cut(value: Any) -> Any:
+        return value.detach() if isinstance(value, Tensor) else value
+
+    return replace(graph, nodes=tuple(replace(n, constants={k: cut(v) for k, v in n.constants.items()}) for n in graph.nodes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +192,12 @@ class Site:
     """What a chunk's rows meet at one nonlinear node: its gathered boxes, and the columns that are free.
 
     `columns`: the flattened coordinates that are unstable in some problem of the chunk; None: all of them are treated as free.
-    `kept`: planes of the other columns, where the function is affine, zero in the free ones.
+    `kept`: planes of the other columns, where the function is affine, zero in the free ones. `family`: an elementwise function's planes by
+    alpha.
     """
 
     boxes: tuple[Box, ...]
+    family: Callable[[Alpha], Relaxation] | None = None
     columns: Tensor | None = None
     kept: Relaxation | None = None
 
@@ -213,7 +227,7 @@ class OptimisedPlanes:
             alphas = self._alphas(node, site.boxes, count)
             if not alphas:
                 return self.fixed.step(node, rows)
-            return elementwise_step(mask_outside(rows, node.shape), Steps.of(rule.relax(node, site.boxes[0], alphas)))
+            return elementwise_step(mask_outside(rows, node.shape), Steps.of(site.family(alphas)))
         return self._sparse(node, rows, site)
 
     def _site(self, node: Node, frame: Frame) -> Site:
@@ -229,18 +243,18 @@ class OptimisedPlanes:
             ))
         box = Box(frame.gather(boxes[0].lower), frame.gather(boxes[0].upper))
         if frame.window is not None:
-            return Site((box,))
+            return Site((box,), rule.family(node, box))
         free = rule.unstable(node, box)[0].flatten(2)
         columns = free.any(0).any(0).nonzero().flatten()
         if columns.numel() > _SPARSE_SHARE * free.shape[-1]:
-            return Site((box,))
+            return Site((box,), rule.family(node, box))
         some = Box(box.lower.flatten(2)[..., columns], box.upper.flatten(2)[..., columns])
         planes = rule.relax(node, box)
         kept = Relaxation(*(
             getattr(planes, name).flatten(2).index_fill(-1, columns, 0.0)
             for name in ("lower_slope", "lower_offset", "upper_slope", "upper_offset")
         ))
-        return Site((some,), columns, kept)
+        return Site((some,), rule.family(node, some), columns, kept)
 
     def _alphas(self, node: Node, boxes: tuple[Box, ...], count: torch.Size) -> tuple[Tensor, ...]:
         """The node's alphas, each `(G, S, ...)`; made from the adaptive start when first met."""
@@ -259,7 +273,7 @@ class OptimisedPlanes:
         bias = dot(coeff, site.kept.lower_offset)
         if site.columns.numel():
             some = Rows(coeff.index_select(-1, site.columns), rows.frame)
-            planes = rule.relax(node, site.boxes[0], self._alphas(node, site.boxes, coeff.shape[:2]))
+            planes = site.family(self._alphas(node, site.boxes, coeff.shape[:2]))
             (moved,), added = elementwise_step(some, Steps.of(planes))
             result, bias = result.index_add(-1, site.columns, moved.coeff), bias + added
         return (Rows(result.reshape(rows.coeff.shape), rows.frame),), bias

@@ -5,6 +5,9 @@ above) may turn about the kink: that is the freedom that alpha names. The other 
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -49,6 +52,15 @@ class Relu(ElementwiseOp):
         chosen = lower_upper_alpha(alpha)[0]
         below = torch.where(free, self.start(node, box)[0] if chosen is None else chosen, active)
         return Relaxation(below, torch.zeros_like(lower), slope, offset)
+
+    def family(self, node: Node, box: Box) -> Callable[[Alpha], Relaxation]:
+        fixed, free = self.relax(node, box), straddles(box, 0.0)
+
+        def planes(alpha: Alpha) -> Relaxation:
+            chosen = lower_upper_alpha(alpha)[0]
+            return fixed if chosen is None else replace(fixed, lower_slope=torch.where(free, chosen, fixed.upper_slope))
+
+        return planes
 
 
 @register("LeakyRelu")

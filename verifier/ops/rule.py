@@ -5,6 +5,7 @@ node. Values carry the batch in front: `(B, *node.shape)`. A rule is local mathe
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, TypeVar, Union
 
@@ -132,6 +133,10 @@ class ElementwiseOp(NonlinearOp):
         adaptive start. The four fields broadcast to the box (and to alpha): a field that does not depend on alpha has the box's shape.
         """
         raise NotImplementedError
+
+    def family(self, node: Node, box: Box) -> Callable[[Alpha], Relaxation]:
+        """alpha -> `relax(node, box, alpha)`, for many alphas over one box: what does not depend on alpha may be computed once."""
+        return lambda alpha: self.relax(node, box, alpha)
 
 
 _RULES: dict[str, Rule] = {}

@@ -13,6 +13,7 @@ u and the tangent point), minus `16 ulp (1 + |s| max(|l|, |u|))`, more than thos
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -46,6 +47,10 @@ class SShapedOp(ElementwiseOp):
 
     def relax(self, node: Node, box: Box, alpha: Alpha = None) -> Relaxation:
         return self.relax_from(box, self.limits(box), self.start(node, box) if alpha is None else alpha)
+
+    def family(self, node: Node, box: Box) -> Callable[[Alpha], Relaxation]:
+        limits = self.limits(box)
+        return lambda alpha: self.relax_from(box, limits, self.start(node, box) if alpha is None else alpha)
 
     def limits(self, box: Box) -> tuple[Tensor, Tensor]:
         """The last tangent points of the lower and of the (turned) upper plane: all that a box's planes need beside alpha."""
