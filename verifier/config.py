@@ -1,7 +1,6 @@
 """Every setting of a verification run, as frozen values passed as arguments; `load_config` reads them from TOML."""
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -36,6 +35,10 @@ class BabConfig:
         _at_least(self, batch=1, steps=0, candidates=1, frontier_bytes=2**20)
 
 
+LONGEST_S = 1e7
+"""The longest time-out: four months, and less than what a timer thread can hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """`attack` None skips the search for counterexamples by PGD; `device` is auto, cpu, cuda or one of several as cuda:1."""
@@ -49,8 +52,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(self, memory_bytes=2**20, seed=0)
-        if not 0 < self.timeout_s < math.inf:
-            raise VerifierError(f"timeout_s is {self.timeout_s}: give a positive number of seconds.")
+        if not 0 < self.timeout_s <= LONGEST_S:
+            raise VerifierError(f"timeout_s is {self.timeout_s:g}: give a number of seconds above 0, at most {LONGEST_S:g}.")
+        if self.seed >= 2**63:
+            raise VerifierError(f"seed is {self.seed}: give a number below 2**63.")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise VerifierError(f"device is {self.device!r}: give auto, cpu, cuda, or one of several as cuda:1.")
 

@@ -23,3 +23,7 @@ class ShapeError(VerifierError):
 
 class OutOfMemory(VerifierError):
     """The smallest possible piece of the work does not fit the memory budget."""
+
+
+class OutOfTime(VerifierError):
+    """The deadline came before the work had a result to show."""

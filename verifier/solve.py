@@ -17,7 +17,7 @@ from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance
 from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_of, solve_problem
 from verifier.config import AttackConfig, Config
-from verifier.errors import OutOfMemory, VerifierError
+from verifier.errors import OutOfMemory, OutOfTime, VerifierError
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
 from verifier.reduced.build import BuildConfig, build
@@ -76,7 +76,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """One case of one property at work: its gate, its search once it is bounded, and what became of it."""
 
@@ -154,12 +154,13 @@ class _Run:
         """Root bounds: builds the reduced problem and opens a search, or proves the case."""
         if self._shut(job):
             return
-        with _timed([job]), _memory(job):
+        with _timed([job]), _resources(job):
             self.listener(Progress("bounds", 0.0))
+            deadline = Deadline.after(self._left_s(job))
             double = self.small and _free_inputs(job.case) <= FEW_INPUTS
             graph = self.source.to(self.device, torch.float64) if double else self.graph
-            search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes)))
-            open_root(search, Deadline.after(self._left_s(job)))
+            search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s)))
+            open_root(search, deadline)
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
 
     def _decide(self, waiting: list[_Job]) -> None:
@@ -168,14 +169,14 @@ class _Run:
             self._attack(waiting, QUICK)
         open_jobs = [job for job in waiting if job.open and not self._shut(job)]
         if len(open_jobs) > 1:
-            with _timed(open_jobs):
+            with _timed(open_jobs), _resources(*open_jobs):
                 turn = min(min(self._left_s(job) for job in open_jobs), 1.0) * len(open_jobs)
                 advance([job.search for job in open_jobs], self.config.bab, self._oracle(), Deadline.after(turn), self.listener)
             for job in open_jobs:
                 job.outcome = outcome_of(job.search, "beta-CROWN")
         for job in open_jobs:
             if job.open and not self._shut(job):
-                with _timed([job]), _memory(job):
+                with _timed([job]), _resources(job):
                     climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
                     job.outcome = solve_problem(job.search, climb)
         if self.config.attack:
@@ -260,16 +261,22 @@ def _timed(jobs: list[_Job]) -> Iterator[None]:
 
 
 @contextmanager
-def _memory(job: _Job) -> Iterator[None]:
-    """Turns the exhaustion of memory into the job's failure."""
+def _resources(*jobs: _Job) -> Iterator[None]:
+    """Turns the exhaustion of memory or time into the jobs' failure."""
     try:
         yield
+    except OutOfTime as error:
+        failure = (Reason.TIMEOUT, str(error))
     except (OutOfMemory, MemoryError, torch.OutOfMemoryError) as error:
-        job.failure = (Reason.MEMORY, str(error) or "The memory of this machine is used up.")
+        failure = (Reason.MEMORY, str(error) or "The memory of this machine is used up.")
     except RuntimeError as error:  # what the CPU allocator of torch raises
         if "can't allocate memory" not in str(error):
             raise
-        job.failure = (Reason.MEMORY, "The memory of this machine is used up.")
+        failure = (Reason.MEMORY, "The memory of this machine is used up.")
+    else:
+        return
+    for job in jobs:
+        job.failure = failure
 
 
 def _free_inputs(case: Case) -> int:

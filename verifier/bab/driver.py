@@ -188,11 +188,7 @@ def _settle(search: Search, shared: Stack, kids: Work, p: int, useful: Tensor, c
         return
     _offer(search, corner[keep][:, :search.problem.n], kids.row[p, keep], oracle)
     if not search.falsified:
-        _push_best_row(search, unload(shared, kids, p, keep))
-
-
-def _push_best_row(search: Search, batch: DomainBatch) -> None:
-    search.frontier.push(batch)
+        search.frontier.push(unload(shared, kids, p, keep))
 
 
 def _offer(search: Search, x: Tensor, row: Tensor, oracle: Oracle) -> None:

@@ -21,7 +21,7 @@ from verifier.ops.conv import spatial_attributes
 
 Result = TypeVar("Result")
 # Padding rows that cost about as much as the fixed costs of one more chunk (measured on small convolutional networks), and a share on top.
-_PADDING_ROWS, _PADDING_SHARE = 24, 0.15
+_PADDING_ROWS, _PADDING_SHARE = 48, 0.15
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,10 @@ from torch import Tensor
 from verifier.bab.driver import LeafAnswer
 from verifier.reduced.problem import RELU, ReducedProblem
 
+TOLERANCE = 1e-6
+"""Ten times the feasibility tolerance of HiGHS."""
+TIME_LIMIT_S = 1.0
+
 
 def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAnswer:
     """min over the leaf of max over the polytope's rows, with unsplit neurons in their triangle; infinite where the leaf is empty.
@@ -27,29 +31,30 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
         return LeafAnswer(-np.inf)
     from scipy.optimize import linprog
 
-    A, W, b = (t.double().cpu().numpy() for t in (problem.A, problem.W, problem.b))
+    A, W, b, noise, size = (t.double().cpu().numpy() for t in (problem.A, problem.W, problem.b, problem.noise, problem.row_size()))
     # A triangle needs l <= 0 <= u: wider bounds of a stable neuron are bounds too.
     lower, upper = problem.lower.clamp(max=0).double().cpu().numpy(), problem.upper.clamp(min=0).double().cpu().numpy()
     sign = split.cpu().numpy()
     rows = (problem.polytope == polytope).cpu().numpy()
     A_o, W_o, b_o = (t.double().cpu().numpy()[rows] for t in (problem.A_o, problem.W_o, problem.b_o))
-    if not all(np.isfinite(part).all() for part in (A, W, b, lower, upper, A_o, W_o, b_o)):
+    if not all(np.isfinite(part).all() for part in (A, W, b, noise, size, lower, upper, A_o, W_o, b_o)):
         return LeafAnswer(-np.inf)
-    n, u = A.shape[1], len(b)
+    n, u, room = A.shape[1], len(b), noise + TOLERANCE * size
     slope = upper / np.maximum(upper - lower, 1e-30)
     on, off, free = sign > 0, sign < 0, sign == 0
-    # variables: x (n), h (u), t; z is substituted
+    # variables: x (n), h (u), t; z is substituted, and may lie `room` beside its row
     z = np.hstack([A, W, np.zeros((u, 1))])
     h = np.hstack([np.zeros((u, n)), np.eye(u), np.zeros((u, 1))])
     less = np.vstack([
-        np.hstack([A_o, W_o, -np.ones((len(b_o), 1))]), -z[on], z[off], (z - h)[free], (h - slope[:, None] * z)[free],
+        np.hstack([A_o, W_o, -np.ones((len(b_o), 1))]), -z[on], z[off], (h - z)[on], (z - h)[on], (z - h)[free], (h - slope[:, None] * z)[free],
     ])
-    limit = np.concatenate([-b_o, b[on], -b[off], -b[free], (slope * (b - lower))[free]])
-    same, value = (h - z)[on], b[on]
-    bounds = [(-1.0, 1.0)] * n + [(0.0, 0.0 if o else max(float(up), 0.0)) for o, up in zip(off, upper)] + [(None, None)]
+    limit = np.concatenate([
+        -b_o, (b + room)[on], (room - b)[off], (b + room)[on], (room - b)[on], (room - b)[free], (slope * (b - lower + room))[free],
+    ])
+    bounds = [(-1.0, 1.0)] * n + [(0.0, 0.0 if o else float(up + r)) for o, up, r in zip(off, upper, room)] + [(None, None)]
     cost = np.zeros(n + u + 1)
     cost[-1] = 1.0
-    answer = linprog(cost, less, limit, same if len(same) else None, value if len(same) else None, bounds, method="highs")
+    answer = linprog(cost, less, limit, None, None, bounds, method="highs", options={"time_limit": TIME_LIMIT_S})
     if answer.status == 2:
         return LeafAnswer(np.inf)
     if answer.status != 0:
@@ -57,4 +62,6 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
     values = z @ answer.x + b
     gap = np.where(free, np.abs(np.maximum(values, 0) - answer.x[n:n + u]), 0.0)
     loosest = int(gap.argmax()) if u and gap.max() > 1e-6 else None
-    return LeafAnswer(float(answer.fun), torch.as_tensor(answer.x[:n], dtype=problem.b.dtype, device=problem.b.device).clamp(-1, 1), loosest)
+    terms = np.abs(b_o) + np.abs(A_o).sum(1) + np.abs(W_o) @ problem.activation_size().double().cpu().numpy()
+    x = torch.as_tensor(answer.x[:n], dtype=problem.b.dtype, device=problem.b.device).clamp(-1, 1)
+    return LeafAnswer(float(answer.fun) - TOLERANCE * float(terms.max()), x, loosest)

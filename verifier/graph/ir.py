@@ -53,7 +53,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Nodes in topological order, the first the only Input, `output` the name of the node whose value is the network's."""
+    """Nodes in topological order, the first the only Input, `output` the name of the node whose value is the network's.
+
+    `source` is the file it was read from, empty for a network that has none.
+    """
 
     nodes: tuple[Node, ...]
     output: str

@@ -74,7 +74,7 @@ Push = Callable[[Stack, Tensor], Tensor]
 def through_neurons(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Each row as <nu, A x + b> + <a_o, x> + offset, every s(z) replaced by its plane: positive coefficients take the lower, negative the upper one.
 
-    Returns the coefficients `c (P, K, U)` of s(z), `nu (P, K, U)` of z, and the offset `(P, K)`.
+    The rows' noise is taken off: |nu_j| noise_j each. Returns the coefficients `c (P, K, U)` of s(z), `nu (P, K, U)` of z, and the offset `(P, K)`.
     """
     c, nu = rows.wo.clone(), torch.empty_like(rows.wo)
     signed = None if beta is None else beta * domains.split
@@ -89,6 +89,7 @@ def through_neurons(stack: Stack, rows: Rows, domains: Domains, planes: Planes, 
             c[..., block.reach:block.start] += value @ stack.W[:, at, block.reach:block.start]
     negative = c.clamp(max=0)
     bias = rows.bo + (nu @ stack.b.unsqueeze(-1)).squeeze(-1) + (negative * planes.up_off).sum(-1)
+    bias -= (nu.abs() @ stack.noise.unsqueeze(-1)).squeeze(-1)
     if planes.low_off is not None:
         bias = bias + ((c - negative) * planes.low_off).sum(-1)
         bias = bias + _cut_offsets(stack, domains, signed)
@@ -254,11 +255,6 @@ def _cut_points(stack: Stack, domains: Domains) -> Tensor:
 
 def _cut_offsets(stack: Stack, domains: Domains, signed: Tensor | None) -> Tensor | float:
     return 0.0 if signed is None else (signed * _cut_points(stack, domains)).sum(-1)
-
-
-def specification_rows(stack: Stack, weights: Tensor) -> Rows:
-    """The rows weights @ m for `weights (P, K, S)`, non-negative."""
-    return Rows(weights @ stack.W_o, weights @ stack.A_o, (weights @ stack.b_o.unsqueeze(-1)).squeeze(-1))
 
 
 def neuron_rows(problem: ReducedProblem, block: Block, signs: tuple[int, ...] = (1, -1)) -> Rows:

@@ -47,7 +47,7 @@ def box_bounds(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> BoxBoun
     A block's rows are bounded by intervals, and by a backward pass where that leaves some box's sign open; both are intersected with the
     problem's own bounds.
     """
-    count, center, radius = len(lower), (lower + upper) / 2, (upper - lower) / 2
+    count, (center, radius) = len(lower), center_and_radius(lower, upper)
     z_lower, z_upper = problem.lower.expand(count, -1).clone(), problem.upper.expand(count, -1).clone()
     planes = _Planes(*(torch.zeros_like(z_lower) for _ in range(6)))
     for block in problem.blocks:
@@ -57,6 +57,12 @@ def box_bounds(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> BoxBoun
     middle, a, nu = _backward(problem, problem.W_o, problem.A_o, problem.b_o, problem.unstable, center, planes)
     spread = problem.A_o.abs() + nu.abs() @ problem.A.abs()
     return BoxBounds(middle - (a.abs() @ radius.unsqueeze(-1)).squeeze(-1), a, middle, spread, z_lower, z_upper)
+
+
+def center_and_radius(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The centre, rounded, and a radius that still reaches both ends from it."""
+    center = (lower + upper) / 2
+    return center, torch.nextafter(torch.maximum(upper - center, center - lower), torch.full_like(lower, torch.inf))
 
 
 def _bound_block(problem: ReducedProblem, block: Block, center: Tensor, radius: Tensor, z: tuple[Tensor, Tensor], planes: _Planes) -> None:
@@ -69,7 +75,8 @@ def _bound_block(problem: ReducedProblem, block: Block, center: Tensor, radius: 
         high, low = planes.h_high[:, before], planes.h_low[:, before]
         middle = middle + (high + low) / 2 @ W.T
         reach = reach + (high - low) / 2 @ W.abs().T
-    room = rounding(middle.dtype) * (middle.abs() + reach)
+    terms = problem.b[at].abs() + center.abs() @ A.abs().T + middle.abs() + reach
+    room = rounding(middle.dtype) * terms + problem.noise[at]
     lower, upper = torch.maximum(z[0][:, at], middle - reach - room), torch.minimum(z[1][:, at], middle + reach + room)
     open_rows = ((lower < 0) & (upper > 0)).any(0) if block.kind == RELU else torch.ones_like(lower[0], dtype=torch.bool)
     index = open_rows.nonzero().squeeze(-1)
@@ -125,5 +132,5 @@ def _backward(
         if block.start > block.reach:
             c[..., block.reach:block.start] += value @ problem.W[at, block.reach:block.start]
     a = ao + nu @ problem.A[:stop]
-    value = bo + offset + nu @ problem.b[:stop]
+    value = bo + offset + nu @ problem.b[:stop] - nu.abs() @ problem.noise[:stop]
     return value + (a @ center.unsqueeze(-1)).squeeze(-1), a, nu

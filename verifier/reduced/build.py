@@ -6,10 +6,15 @@ pass over the blocks so far for what that leaves unstable), active neurons keep 
 gets a unit column. This is CROWN with every intermediate layer bounded, and no operation needs a backward rule.
 
 Everything piecewise linear becomes ReLUs: max(a, b) = a + relu(b - a), a clip is two ReLUs, a leaky one a ReLU and a multiple of its input;
-a product x y = ((x s + y/s)^2 - (x s - y/s)^2)/4, with s^2 = width(y)/width(x), two squares.
+a product of x and y around their centres is dx dy = ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4, with s^2 = width(y)/width(x): two squares.
+
+Beside its columns every value carries its noise, what all roundings so far can come to (the running error analysis of Higham, ch. 3, with a
+constant number of roundoffs a sum): it widens the bounds of the rows and stays with the neurons and the specification.
 """
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +22,8 @@ import torch
 from torch import Tensor
 
 import verifier.ops  # noqa: F401  (registers the rules)
-from verifier.errors import OutOfMemory, UnsupportedError
+from verifier.box import Box
+from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError
 from verifier.graph.ir import Graph, Node
 from verifier.ops.rule import AffineOp, rule_for
 from verifier.reduced.bound import Rows, backward
@@ -29,9 +35,10 @@ from verifier.spec.spec import Case
 
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
-    """`memory_bytes` bounds the columns of one value and the rows of one backward pass."""
+    """`memory_bytes` bounds the columns of one value and the rows of one backward pass; after `until_s` of the monotonic clock it gives up."""
 
     memory_bytes: int = 4 * 2**30
+    until_s: float = math.inf
 
 
 def input_map(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[InputMap, ScaledBall | None]:
@@ -53,6 +60,21 @@ def input_map(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Inp
     return inputs, ScaledBall(at, inputs.radius, case.ball.radius * (1 + rounding(dtype)), case.ball.norm)
 
 
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value of the network over the region: `columns (1 + n + U, *shape)`, `noise (*shape)` the rounding in them, `size (*shape)` >= |value|."""
+
+    columns: Tensor
+    noise: Tensor
+    size: Tensor
+
+    def flat(self) -> Value:
+        return Value(self.columns.flatten(1), self.noise.flatten(), self.size.flatten())
+
+    def view(self, *shape: int) -> Value:
+        return Value(self.columns.view(-1, *shape), self.noise.view(shape), self.size.view(shape))
+
+
 class _Builder:
     """The reduced problem as far as it is built; grows by a block at each activation."""
 
@@ -62,26 +84,35 @@ class _Builder:
         none = like.new_zeros(0)
         self.problem = ReducedProblem(
             A=like.new_zeros(0, n), W=like.new_zeros(0, 0), b=none, A_o=like.new_zeros(0, n), W_o=like.new_zeros(0, 0), b_o=none,
-            lower=none, upper=none, blocks=(), polytope=none.long(), slack=none, neuron=like.new_zeros(0, 2).long(),
+            lower=none, upper=none, blocks=(), polytope=none.long(), noise=none, slack=none, neuron=like.new_zeros(0, 2).long(),
             split=none.to(torch.int8), inputs=inputs, ball=ball,
         )
         self.kinds: list[str] = []
         self.sizes: list[int] = []
 
-    def columns(self, value: Tensor) -> Tensor:
+    def grown(self, value: Value) -> Value:
         """`value` with a zero column for every neuron met since it was computed."""
-        missing = 1 + self.problem.n + self.problem.unstable - len(value)
-        return value if missing == 0 else torch.cat([value, value.new_zeros(missing, *value.shape[1:])])
+        columns = value.columns
+        missing = 1 + self.problem.n + self.problem.unstable - len(columns)
+        return value if missing == 0 else replace(value, columns=torch.cat([columns, columns.new_zeros(missing, *columns.shape[1:])]))
+
+    def combined(self, *parts: tuple[float | Tensor, Value], shift: float | Tensor = 0.0) -> Value:
+        """sum of factor * value, plus a constant; the factors are numbers or broadcast to the values' shape."""
+        values = [(factor, self.grown(value)) for factor, value in parts]
+        columns = sum(factor * value.columns for factor, value in values)
+        columns[0] += shift
+        size = sum(abs(factor) * value.size for factor, value in values) + abs(shift)
+        return Value(columns, sum(abs(factor) * value.noise for factor, value in values) + rounding(columns.dtype) * size, size)
 
     def room(self, shape: tuple[int, ...]) -> None:
-        size = 4 * (1 + self.problem.n + self.problem.unstable) * int(np.prod(shape))
+        size = self.problem.b.element_size() * (1 + self.problem.n + self.problem.unstable) * int(np.prod(shape))
         if size > self.config.memory_bytes:
             budget = self.config.memory_bytes / 2**30
             raise OutOfMemory(f"The columns of a value of shape {shape} take {size / 2**30:.1f} GiB, the budget is {budget:.1f}: raise memory_bytes.")
 
-    def bounds(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds `(M,)` of the rows whose columns are `flat (1 + n + U, M)`: interval, then backward where that leaves the sign open."""
-        problem, n = self.problem, self.problem.n
+    def bounds(self, value: Value) -> tuple[Tensor, Tensor]:
+        """Bounds `(M,)` of a flat value's rows: interval, then backward where that leaves the sign open."""
+        problem, n, flat = self.problem, self.problem.n, value.columns
         center, reach = flat[0].clone(), torch.linalg.vector_norm(flat[1:1 + n], ord=1, dim=0)
         if problem.unstable:
             low, high = self.activation_range()
@@ -90,7 +121,7 @@ class _Builder:
             center += mid @ neurons
             for chunk in torch.arange(flat.shape[1], device=flat.device).split(max(1, 2**24 // max(1, len(neurons)))):
                 reach[chunk] += half @ neurons[:, chunk[0]:chunk[-1] + 1].abs()
-        room = rounding(flat.dtype) * (flat[0].abs() + center.abs() + reach)
+        room = rounding(flat.dtype) * (flat[0].abs() + center.abs() + reach) + value.noise
         lower, upper = center - reach - room, center + reach + room
         open_rows = ((lower < 0) & (upper > 0)).nonzero().squeeze(-1)
         if problem.unstable and len(open_rows):
@@ -126,36 +157,36 @@ class _Builder:
             return found.lower[0] - room[rows]
 
         for chunk in open_rows.split(size):
+            if time.monotonic() > self.config.until_s:
+                return
             lower[chunk] = torch.maximum(lower[chunk], bound(chunk, 1.0))
             still = chunk[lower[chunk] < 0]
             if len(still):
                 upper[still] = torch.minimum(upper[still], -bound(still, -1.0))
 
-    def activate(self, value: Tensor, kind: str, node_index: int) -> Tensor:
-        """Columns of s(value): substitutes stable neurons, appends the others as a block."""
-        value = self.columns(value)
-        flat = value.flatten(1)
-        lower, upper = self.bounds(flat)
-        if kind == RELU:
-            keep = lower >= 0
-            open_rows = ~(keep | (upper <= 0))  # NaN bounds stay open
-        else:
-            open_rows = upper - lower > 8 * rounding(flat.dtype) * torch.maximum(lower.abs(), upper.abs())
-            keep = torch.zeros_like(open_rows)
+    def activate(self, value: Value, kind: str, node_index: int) -> Value:
+        """s(value): stable ReLUs are substituted, everything else becomes a neuron of a new block."""
+        shape = value.columns.shape[1:]
+        value = self.grown(value).flat()
+        flat = value.columns
+        lower, upper = self.bounds(value)
+        keep = lower >= 0 if kind == RELU else torch.zeros_like(lower, dtype=torch.bool)
+        open_rows = ~(keep | (upper <= 0)) if kind == RELU else torch.ones_like(keep)  # NaN bounds stay open
         index = open_rows.nonzero().squeeze(-1)
         count = len(index)
         self.room((len(lower),))
         result = flat.new_zeros(len(flat) + count, flat.shape[1])
         torch.mul(flat, keep, out=result[:len(flat)])
-        if kind != RELU:
-            result[0] = torch.where(open_rows, 0.0, activation(kind, (lower + upper) / 2))
         result[torch.arange(len(flat), len(flat) + count, device=flat.device), index] = 1
         if count:
-            self._append(flat[:, index].T, lower[index], upper[index], kind, torch.stack([torch.full_like(index, node_index), index], 1))
-        return result.view(-1, *value.shape[1:])
+            neuron = torch.stack([torch.full_like(index, node_index), index], 1)
+            self._append(flat[:, index].T, (lower[index], upper[index]), value.noise[index], kind, neuron)
+        size = torch.maximum(activation(kind, lower).abs(), activation(kind, upper).abs())
+        return Value(result, value.noise * keep, size).view(*shape)
 
-    def _append(self, rows: Tensor, lower: Tensor, upper: Tensor, kind: str, neuron: Tensor) -> None:
-        p, n, count = self.problem, self.problem.n, len(rows)
+    def _append(self, rows: Tensor, bounds: tuple[Tensor, Tensor], noise: Tensor, kind: str, neuron: Tensor) -> None:
+        p, n, count, (lower, upper) = self.problem, self.problem.n, len(rows), bounds
+        noise = noise + rounding(rows.dtype) * (rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ p.activation_size())
         W = p.W.new_zeros(p.unstable + count, p.unstable + count)
         W[:p.unstable, :p.unstable], W[p.unstable:, :p.unstable] = p.W, rows[:, 1 + n:]
         self.sizes.append(count)
@@ -163,25 +194,25 @@ class _Builder:
         self.problem = replace(
             p, A=torch.cat([p.A, rows[:, 1:1 + n]]), W=W, b=torch.cat([p.b, rows[:, 0]]), lower=torch.cat([p.lower, lower]),
             upper=torch.cat([p.upper, upper]), neuron=torch.cat([p.neuron, neuron]), blocks=blocks_of(self.sizes, self.kinds, W),
-            split=torch.cat([p.split, p.split.new_zeros(count)]),
+            noise=torch.cat([p.noise, noise]), split=torch.cat([p.split, p.split.new_zeros(count)]),
         )
 
-    def finish(self, value: Tensor, source: Tensor, case: Case) -> ReducedProblem:
+    def finish(self, value: Value, source: Value, case: Case) -> ReducedProblem:
         """Adds the specification rows output @ y + input @ x - offset of every polytope."""
-        flat, first, n, p = self.columns(value).flatten(1), self.columns(source).flatten(1), self.problem.n, self.problem
-        to = lambda array: torch.as_tensor(array, dtype=flat.dtype, device=flat.device)  # noqa: E731
-        parts = [flat.new_zeros(0, len(flat))]
+        value, source, n, p = self.grown(value).flat(), self.grown(source).flat(), self.problem.n, self.problem
+        to = lambda array: torch.as_tensor(array, dtype=value.columns.dtype, device=value.columns.device)  # noqa: E731
+        parts, slack = [value.columns.new_zeros(0, len(value.columns))], [value.noise.new_zeros(0)]
         for polytope in case.polytopes:
-            rows = to(polytope.output) @ flat.T
+            output, offset = to(polytope.output), to(polytope.offset)
+            rows, terms, noise = output @ value.columns.T, output.abs() @ value.size + offset.abs(), output.abs() @ value.noise
             if polytope.input is not None:
-                rows = rows + to(polytope.input) @ first.T
-            rows[:, 0] -= to(polytope.offset)
+                rows, terms = rows + to(polytope.input) @ source.columns.T, terms + to(polytope.input).abs() @ source.size
+            rows[:, 0] -= offset
             parts.append(rows)
-        rows = torch.cat(parts)
-        polytope = torch.cat([torch.full((len(part),), k, device=flat.device) for k, part in enumerate(parts, -1)])
-        low, high = self.activation_range()
-        magnitude = rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ torch.maximum(low.abs(), high.abs())
-        slack = rounding(flat.dtype) * magnitude
+            slack.append(noise + rounding(rows.dtype) * terms)
+        rows, slack = torch.cat(parts), torch.cat(slack)
+        polytope = torch.cat([torch.full((len(part),), k, device=rows.device) for k, part in enumerate(parts, -1)])
+        slack += rounding(rows.dtype) * (rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ p.activation_size())
         return replace(p, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope, slack=slack)
 
 
@@ -191,6 +222,7 @@ def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> Redu
     Raises:
         UnsupportedError: an operation that is neither affine nor reducible to the kinds of neurons.
         OutOfMemory: the columns of one value exceed the budget.
+        OutOfTime: `config.until_s` came first.
     """
     like = next((t for node in graph.nodes for t in node.constants.values() if t.is_floating_point()), torch.zeros(0, dtype=torch.float64))
     inputs, ball = input_map(case, like.device, like.dtype)
@@ -198,26 +230,27 @@ def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> Redu
     start = like.new_zeros(1 + len(inputs.free), len(inputs.center))
     start[0] = inputs.center
     start[torch.arange(1, len(start), device=like.device), inputs.free] = inputs.radius
-    values = {graph.input.name: start.view(-1, *graph.input_shape)}
+    source = Value(start, torch.zeros_like(start[0]), start.abs().sum(0)).view(*graph.input_shape)
+    values = {graph.input.name: source}
     last_use = {name: k for k, node in enumerate(graph.nodes) for name in node.inputs}
     keep = {graph.output, graph.input.name}
     for k, node in enumerate(graph.nodes):
         if node.op == "Input":
             continue
+        if time.monotonic() > config.until_s:
+            raise OutOfTime(f"The time was over at node {node.name!r}, before the network was reduced.")
         builder.room(node.shape)
-        values[node.name] = _apply(builder, node, k, [builder.columns(values[name]) for name in node.inputs])
+        values[node.name] = _apply(builder, node, k, [builder.grown(values[name]) for name in node.inputs])
         for name in node.inputs:
             if last_use[name] == k and name not in keep:
                 values.pop(name, None)
-    return eliminate(builder.finish(values[graph.output], values[graph.input.name], case))
+    return eliminate(builder.finish(values[graph.output], source, case))
 
 
-def _apply(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+def _apply(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
     rule = rule_for(node)
     if isinstance(rule, AffineOp):
-        result = rule.linear(node, *inputs)
-        result[0] = rule.forward(node, *(value[:1] for value in inputs))[0]
-        return result
+        return _affine(rule, node, inputs)
     if node.op in ("Relu", "Sigmoid", "Tanh"):
         return builder.activate(inputs[0], node.op.lower(), index)
     special = {"LeakyRelu": _leaky, "Clip": _clip, "MaxPool": _max_pool, "Mul": _product}.get(node.op)
@@ -226,44 +259,48 @@ def _apply(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> T
     return special(builder, node, index, inputs)
 
 
-def _shift(value: Tensor, constant: float | Tensor) -> Tensor:
-    shifted = value.clone()
-    shifted[0] += constant
-    return shifted
+def _affine(rule: AffineOp, node: Node, inputs: list[Value]) -> Value:
+    """L pushes the columns; its interval image of [-m, m] has the radius |L| m, which carries noise and size; NaN where they are not finite."""
+    columns = rule.linear(node, *(value.columns for value in inputs))
+    columns[0] = rule.forward(node, *(value.columns[:1] for value in inputs))[0]
+    if not all(bool((value.noise + value.size).isfinite().all()) for value in inputs):
+        unknown = torch.full_like(columns[0], torch.nan)
+        return Value(columns, unknown, unknown)
+    noise = rule.interval(node, *(Box(-value.noise.unsqueeze(0), value.noise.unsqueeze(0)) for value in inputs))
+    size = rule.interval(node, *(Box(-value.size.unsqueeze(0), value.size.unsqueeze(0)) for value in inputs))
+    terms = size.radius[0] + size.center[0].abs()
+    return Value(columns, noise.radius[0] + rounding(columns.dtype) * terms, terms)
 
 
-def _leaky(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
-    """slope z + (1 - slope) relu(z), for slope <= 1 or not."""
+def _leaky(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
+    """slope z + (1 - slope) relu(z)."""
     slope = node.attributes["slope"]
-    positive = builder.activate(inputs[0], RELU, index)
-    return slope * builder.columns(inputs[0]) + (1 - slope) * positive
+    return builder.combined((slope, inputs[0]), (1 - slope, builder.activate(inputs[0], RELU, index)))
 
 
-def _clip(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+def _clip(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
     """lower + relu(z - lower) - relu(z - upper), either end possibly infinite."""
-    low, high, value = node.attributes["lower"], node.attributes["upper"], inputs[0]
-    bounded = value
+    low, high, bounded = node.attributes["lower"], node.attributes["upper"], inputs[0]
     if np.isfinite(low):
-        bounded = _shift(builder.activate(_shift(value, -low), RELU, index), low)
+        bounded = builder.combined((1.0, builder.activate(builder.combined((1.0, bounded), shift=-low), RELU, index)), shift=low)
     if np.isfinite(high):
-        over = builder.activate(_shift(bounded, -high), RELU, index)
-        bounded = builder.columns(bounded) - over
+        over = builder.activate(builder.combined((1.0, bounded), shift=-high), RELU, index)
+        bounded = builder.combined((1.0, bounded), (-1.0, over))
     return bounded
 
 
-def _max_pool(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
+def _max_pool(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
     """A tournament of max(a, b) = a + relu(b - a) over each window."""
-    window = window_index(node, tuple(inputs[0].shape[1:])).to(inputs[0].device)
-    flat = inputs[0].flatten(1)
-    players = [flat[:, row] for row in window]
+    flat = inputs[0].flat()
+    window = window_index(node, tuple(inputs[0].noise.shape)).to(flat.noise.device)
+    players = [Value(flat.columns[:, row], flat.noise[row], flat.size[row]) for row in window]
     while len(players) > 1:
         winners = []
         for a, b in zip(players[::2], players[1::2]):
-            a, b = builder.columns(a), builder.columns(b)
-            gain = builder.activate(b - a, RELU, index)
-            winners.append(builder.columns(a) + gain)
+            gain = builder.activate(builder.combined((1.0, b), (-1.0, a)), RELU, index)
+            winners.append(builder.combined((1.0, a), (1.0, gain)))
         players = winners + players[len(players) - len(players) % 2:]
-    return builder.columns(players[0]).view(-1, *node.shape)
+    return builder.grown(players[0]).view(*node.shape)
 
 
 def window_index(node: Node, shape: tuple[int, ...]) -> Tensor:
@@ -283,21 +320,24 @@ def window_index(node: Node, shape: tuple[int, ...]) -> Tensor:
     return torch.where(flat < 0, flat.amax(0), flat)
 
 
-def _product(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
-    """x y as two squares, scaled so that the relaxation is no looser than McCormick's at equal widths."""
-    x, y = (builder.columns(value).expand(-1, *node.shape) for value in _aligned(inputs))
-    widths = []
-    for value in (x, y):
-        lower, upper = builder.bounds(value.reshape(len(value), -1))
-        widths.append((upper - lower).clamp(min=1e-6).view(node.shape))
-    scale = (widths[1] / widths[0]).sqrt()
-    plus = builder.activate(x * scale + y / scale, "square", index)
-    x, y = builder.columns(x), builder.columns(y)
-    minus = builder.activate(x * scale - y / scale, "square", index)
-    return (builder.columns(plus) - minus) / 4
+def _product(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
+    """x y = x0 y + y0 x - x0 y0 + dx dy around the centres, and dx dy by two squares: no looser than McCormick's planes at equal widths."""
+    x, y = (_broadcast(value, node.shape) for value in inputs)
+    (x0, wx), (y0, wy) = (_center_and_width(builder, value) for value in (x, y))
+    scale = (wy / wx).sqrt()
+    dx, dy = builder.combined((1.0, x), shift=-x0), builder.combined((1.0, y), shift=-y0)
+    plus = builder.activate(builder.combined((scale, dx), (1 / scale, dy)), "square", index)
+    minus = builder.activate(builder.combined((scale, dx), (-1 / scale, dy)), "square", index)
+    return builder.combined((x0, y), (y0, x), (0.25, plus), (-0.25, minus), shift=-x0 * y0)
 
 
-def _aligned(inputs: list[Tensor]) -> list[Tensor]:
-    """Both with the same number of dimensions, ones inserted behind the batch as broadcasting does."""
-    rank = max(value.dim() for value in inputs)
-    return [value.view(len(value), *(1,) * (rank - value.dim()), *value.shape[1:]) for value in inputs]
+def _center_and_width(builder: _Builder, value: Value) -> tuple[Tensor, Tensor]:
+    lower, upper = (t.view(value.noise.shape) for t in builder.bounds(builder.grown(value).flat()))
+    return (lower + upper) / 2, (upper - lower).clamp(min=1e-12)
+
+
+def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
+    """Expanded to `shape` as an elementwise operation does, ones inserted behind the batch."""
+    ones = (1,) * (len(shape) - value.noise.dim())
+    columns = value.columns.view(len(value.columns), *ones, *value.columns.shape[1:]).expand(-1, *shape)
+    return Value(columns, value.noise.expand(shape), value.size.expand(shape))

@@ -17,7 +17,10 @@ RELU = "relu"
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """What the rounding of a row can come to, relative to the sum of its absolute terms: 16 units of roundoff. Bounds give it away."""
+    """What the rounding of a sum can come to, relative to the sum of its absolute terms: 16 units of roundoff. Bounds give it away.
+
+    The worst case grows with the number of terms, but only if all roundings agree: those of n terms come to about sqrt(n) units.
+    """
     return 8 * torch.finfo(dtype).eps
 
 
@@ -69,7 +72,8 @@ class ReducedProblem:
 
     `A (U, n), W (U, U), b (U,)`; `A_o (S, n), W_o (S, U), b_o (S,)`; `lower, upper (U,)` valid bounds of z;
     `polytope (S,)`: which polytope each row belongs to: it is unreachable where a convex combination of its rows is positive;
-    `slack (S,)`: a row counts as positive above it (rounding); `neuron (U, 2)`: graph node and flat index of each neuron;
+    `noise (U,)`: how far a row z may be from the network's own value, for all roundings on the way to it and in what is computed from it;
+    `slack (S,)`: the same of the rows m, which count as positive above it; `neuron (U, 2)`: graph node and flat index of each neuron;
     `split (U,)` int8: signs that hold on the whole problem (0: none).
     """
 
@@ -83,6 +87,7 @@ class ReducedProblem:
     upper: Tensor
     blocks: tuple[Block, ...]
     polytope: Tensor
+    noise: Tensor
     slack: Tensor
     neuron: Tensor
     split: Tensor
@@ -100,6 +105,18 @@ class ReducedProblem:
     @property
     def is_relu(self) -> bool:
         return all(block.kind == RELU for block in self.blocks)
+
+    def activation_size(self) -> Tensor:
+        """max |s(z)| over the bounds, `(U,)`."""
+        size = torch.maximum(self.lower.abs(), self.upper.abs())
+        for block in self.blocks:
+            at = slice(block.start, block.end)
+            size[at] = activation(block.kind, size[at]).abs()
+        return size
+
+    def row_size(self) -> Tensor:
+        """The sum of the absolute terms of each row z, `(U,)`: what its rounding is relative to."""
+        return self.b.abs() + self.A.abs().sum(1) + self.W.abs() @ self.activation_size()
 
     def with_bounds(self, lower: Tensor, upper: Tensor) -> ReducedProblem:
         """The same problem with these bounds; where rounding crosses them, the upper one moves."""
@@ -163,6 +180,7 @@ class Stack:
     b_o: Tensor
     lower: Tensor
     upper: Tensor
+    noise: Tensor
     blocks: tuple[Block, ...]
     real: Tensor
     index: tuple[Tensor, ...]
@@ -181,7 +199,7 @@ def stack(problems: list[ReducedProblem]) -> Stack:
     """Lays problems side by side. All must come from one network, and those with a ball stand alone (see `stackable`)."""
     first = problems[0]
     if len(problems) == 1:
-        add = [t.unsqueeze(0) for t in (first.A, first.W, first.b, first.A_o, first.W_o, first.b_o, first.lower, first.upper)]
+        add = [t.unsqueeze(0) for t in (first.A, first.W, first.b, first.A_o, first.W_o, first.b_o, first.lower, first.upper, first.noise)]
         real = torch.ones(1, first.unstable, dtype=torch.bool, device=first.b.device)
         return Stack((first,), *add, first.blocks, real, (torch.arange(first.unstable, device=first.b.device),))
     sizes = [max(p.blocks[k].size for p in problems) for k in range(len(first.blocks))]
@@ -189,19 +207,19 @@ def stack(problems: list[ReducedProblem]) -> Stack:
     count, n, rows = sum(sizes), max(p.n for p in problems), max(len(p.b_o) for p in problems)
     blank = lambda *shape: first.A.new_zeros(len(problems), *shape)  # noqa: E731
     A, W, b, A_o, W_o, b_o = blank(count, n), blank(count, count), blank(count), blank(rows, n), blank(rows, count), blank(rows)
-    lower, upper, real, index = blank(count) - 1, blank(count) + 1, blank(count).bool(), []
+    lower, upper, noise, real, index = blank(count) - 1, blank(count) + 1, blank(count), blank(count).bool(), []
     for p, problem in enumerate(problems):
         at = torch.cat([torch.arange(block.size, device=b.device) + start for block, start in zip(problem.blocks, starts)])
         index.append(at)
         A[p, at, :problem.n], b[p, at], real[p, at] = problem.A, problem.b, True
         W[p, at[:, None], at[None, :]] = problem.W
-        lower[p, at], upper[p, at] = problem.lower, problem.upper
+        lower[p, at], upper[p, at], noise[p, at] = problem.lower, problem.upper, problem.noise
         s = len(problem.b_o)
         A_o[p, :s, :problem.n], b_o[p, :s], W_o[p, :s, at] = problem.A_o, problem.b_o, problem.W_o
     blocks = blocks_of(sizes, [block.kind for block in first.blocks], W.abs().amax(0))
-    return Stack(tuple(problems), A, W, b, A_o, W_o, b_o, lower, upper, blocks, real, tuple(index))
+    return Stack(tuple(problems), A, W, b, A_o, W_o, b_o, lower, upper, noise, blocks, real, tuple(index))
 
 
 def stackable(a: ReducedProblem, b: ReducedProblem) -> bool:
     """Whether two problems may share a stack: the same sequence of blocks, and boxes only."""
-    return a.ball is None and b.ball is None and [k.kind for k in a.blocks] == [k.kind for k in b.blocks]
+    return a.ball is None and b.ball is None and a.A.dtype == b.A.dtype and [k.kind for k in a.blocks] == [k.kind for k in b.blocks]

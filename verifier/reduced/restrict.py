@@ -3,12 +3,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from verifier.reduced.boxes import box_bounds
+from verifier.reduced.boxes import box_bounds, center_and_radius
 from verifier.reduced.eliminate import eliminate
-from verifier.reduced.problem import InputMap, ReducedProblem
+from verifier.reduced.problem import InputMap, ReducedProblem, rounding
 
 
 def restrict(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> ReducedProblem:
@@ -16,15 +15,17 @@ def restrict(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> ReducedPr
 
     A ball around the region is left out: the box alone contains what was in both.
 
-    Sound: x = center + radius x' maps [-1, 1]^n onto the box (the radius is rounded up), and all bounds are bounds over it.
+    Sound: x = center + radius x' maps [-1, 1]^n onto the box (the radius covers the rounding of the centre), and all bounds are bounds over it.
     """
-    center, radius = (lower + upper) / 2, torch.nextafter((upper - lower) / 2, torch.full_like(lower, torch.inf))
+    center, radius = center_and_radius(lower, upper)
     bounds = box_bounds(problem, lower.unsqueeze(0), upper.unsqueeze(0))
     old = problem.inputs
     full = old.center.clone()
     full[old.free] += center * old.radius
     moved = replace(
         problem, A=problem.A * radius, b=problem.b + problem.A @ center, A_o=problem.A_o * radius, b_o=problem.b_o + problem.A_o @ center,
+        noise=problem.noise + rounding(center.dtype) * (problem.b.abs() + problem.A.abs() @ center.abs()),
+        slack=problem.slack + rounding(center.dtype) * (problem.b_o.abs() + problem.A_o.abs() @ center.abs()),
         inputs=InputMap(full, old.radius * radius, old.free), ball=None,
     )
     return eliminate(moved.with_bounds(bounds.z_lower[0], bounds.z_upper[0]))

@@ -29,10 +29,10 @@ def tighten(problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_
 
 def tighten_block(problem: ReducedProblem, block: Block, effort: Effort, deadline: Deadline, memory_bytes: int) -> ReducedProblem:
     """The problem with optimised bounds of one block's neurons."""
-    rows = neuron_rows(problem, block)
+    rows, noise = neuron_rows(problem, block), problem.noise[block.start:block.end].repeat(2)
     chunk = max(8, memory_bytes // (64 * (problem.unstable + problem.n + 1)))
     bound = torch.cat([rows.bo.new_full((0,), 0)] + [
-        rows.bo.new_full((len(part),), -torch.inf) if deadline.expired() else bound_rows(problem, rows.take(part), effort)
+        rows.bo.new_full((len(part),), -torch.inf) if deadline.expired() else bound_rows(problem, rows.take(part), effort) - noise[part]
         for part in torch.arange(2 * block.size, device=rows.bo.device).split(chunk)
     ])
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)
@@ -51,8 +51,7 @@ def bound_rows(problem: ReducedProblem, rows: Rows, effort: Effort) -> Tensor:
 
 def row_rounding(problem: ReducedProblem, rows: Rows) -> Tensor:
     """What the rounding of a row's bound can come to, `(1, K)`: `rounding` times the sum of its absolute terms."""
-    size = torch.maximum(problem.lower.abs(), problem.upper.abs())
-    return rounding(rows.bo.dtype) * (rows.bo.abs() + rows.ao.abs().sum(-1) + rows.wo.abs() @ size)
+    return rounding(rows.bo.dtype) * (rows.bo.abs() + rows.ao.abs().sum(-1) + rows.wo.abs() @ problem.activation_size())
 
 
 def rows_as_problem(problem: ReducedProblem, block: Block) -> ReducedProblem:
@@ -66,5 +65,5 @@ def rows_as_problem(problem: ReducedProblem, block: Block) -> ReducedProblem:
         problem, A=problem.A[:s], W=problem.W[:s, :s], b=problem.b[:s], lower=problem.lower[:s], upper=problem.upper[:s],
         neuron=problem.neuron[:s], split=problem.split[:s], blocks=tuple(k for k in problem.blocks if k.end <= s),
         A_o=rows.ao[0], W_o=rows.wo[0, :, :s], b_o=rows.bo[0], polytope=torch.arange(2 * block.size, device=rows.bo.device),
-        slack=row_rounding(problem, rows)[0],
+        noise=problem.noise[:s], slack=row_rounding(problem, rows)[0] + problem.noise[block.start:block.end].repeat(2),
     )
