@@ -160,7 +160,7 @@ def sparse_problem(seed: int) -> ReducedProblem:
     thin = problem.blocks[0].end
     A = problem.A * (torch.rand(problem.A.shape, generator=random) < 0.05)
     A[thin:] = problem.A[thin:]
-    fields = ("W", "b", "A_o", "W_o", "b_o", "lower", "upper", "slack")
+    fields = ("W", "b", "A_o", "W_o", "b_o", "lower", "upper", "noise", "slack")
     return replace(problem, A=A.float(), **{name: getattr(problem, name).float() for name in fields})
 
 

@@ -263,7 +263,7 @@ def _affine(rule: AffineOp, node: Node, inputs: list[Value]) -> Value:
     """L pushes the columns; its interval image of [-m, m] has the radius |L| m, which carries noise and size; NaN where they are not finite."""
     columns = rule.linear(node, *(value.columns for value in inputs))
     columns[0] = rule.forward(node, *(value.columns[:1] for value in inputs))[0]
-    if not all(bool((value.noise + value.size).isfinite().all()) for value in inputs):
+    if not all(bool(t.isfinite().all()) for t in (columns[0], *(value.noise + value.size for value in inputs))):
         unknown = torch.full_like(columns[0], torch.nan)
         return Value(columns, unknown, unknown)
     noise = rule.interval(node, *(Box(-value.noise.unsqueeze(0), value.noise.unsqueeze(0)) for value in inputs))
