@@ -4,7 +4,7 @@
     2. ReLU splits for a moment: what is easy ends here;
     3. tighten every neuron by alpha, and start again on the smaller problem;
     4. branch and bound for the neurons, repeated with twice the time for as long as the root gains by it;
-    5. ReLU splits (or input splits, where they closed more) to the end.
+    5. ReLU splits to the end (input splits, where ReLU splits had their share of the time in vain).
 """
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ VISIBLE = 0.05
 """Share of the region whose closing in the first turn says that input splits will end."""
 WORTHWHILE = 0.1
 """Share of what the root lacks that a round of neuron splits must gain to be followed by another."""
+NEURON_SHARE = 0.5
 ROOT = Effort(20)
 
 
@@ -114,15 +115,18 @@ def _tightened(search: Search, climb: Climb) -> tuple[Search, str]:
 
 
 def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
-    """Neuron splits while they pay, a moment of ReLU splits after each: every round has twice the time of the one before."""
-    seconds, gain = FIRST_NEURON_S, 1.0
-    while gain > WORTHWHILE and not search.decided and not climb.deadline.expired():
-        before = _missing(search)
+    """Neuron splits while they pay, a moment of ReLU splits after each: every round has twice the time of the one before.
+
+    The next round starts only if it can end within `NEURON_SHARE` of the time that was left: the rest belongs to ReLU splits.
+    """
+    seconds, gain, last, budget = FIRST_NEURON_S, 1.0, 0.0, climb.deadline.sooner(NEURON_SHARE * climb.deadline.left_s())
+    while gain > WORTHWHILE and not search.decided and 2 * last < budget.left_s():
+        before, begin = _missing(search), climb.deadline.left_s()
         search = _restart(search, split_neurons(search.problem, climb.config, seconds, climb.deadline), climb)
         gain = 1 - _missing(search) / before
         if gain > WORTHWHILE and not search.decided:
             advance([search], climb.config, climb.oracle, climb.deadline.sooner(seconds), climb.listener)
-        seconds *= 2
+        seconds, last = 2 * seconds, begin - climb.deadline.left_s()
     return search, "neuron splits"
 
 
