@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from verifier.reduced.planes import Domains, Planes, fixed_planes, plane_gradient, planes_at
-from verifier.reduced.problem import RELU, Block, ReducedProblem, ScaledBall, Stack
+from verifier.reduced.problem import RELU, Block, ReducedProblem, ScaledBall, Stack, together
 from verifier.reduced.products import from_inputs_roughly, to_inputs
 
 
@@ -74,7 +74,7 @@ Push = Callable[[Stack, Tensor], Tensor]
 def through_neurons(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Each row as <nu, A x + b> + <a_o, x> + offset, every s(z) replaced by its plane: positive coefficients take the lower, negative the upper one.
 
-    The rows' noise is taken off: |nu_j| noise_j each. Returns the coefficients `c (P, K, U)` of s(z), `nu (P, K, U)` of z, and the offset `(P, K)`.
+    The rows' noise is taken off. Returns the coefficients `c (P, K, U)` of s(z), `nu (P, K, U)` of z, and the offset `(P, K)`.
     """
     c, nu = rows.wo.clone(), torch.empty_like(rows.wo)
     signed = None if beta is None else beta * domains.split
@@ -89,7 +89,7 @@ def through_neurons(stack: Stack, rows: Rows, domains: Domains, planes: Planes, 
             c[..., block.reach:block.start] += value @ stack.W[:, at, block.reach:block.start]
     negative = c.clamp(max=0)
     bias = rows.bo + (nu @ stack.b.unsqueeze(-1)).squeeze(-1) + (negative * planes.up_off).sum(-1)
-    bias -= (nu.abs() @ stack.noise.unsqueeze(-1)).squeeze(-1)
+    bias -= together(stack.noise.unsqueeze(-1), nu).squeeze(-1)
     if planes.low_off is not None:
         bias = bias + ((c - negative) * planes.low_off).sum(-1)
         bias = bias + _cut_offsets(stack, domains, signed)

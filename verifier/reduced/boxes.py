@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.reduced.planes import kind_planes, relu_upper
-from verifier.reduced.problem import RELU, Block, ReducedProblem, activation, rounding
+from verifier.reduced.problem import RELU, Block, ReducedProblem, activation, rounding, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,5 +132,5 @@ def _backward(
         if block.start > block.reach:
             c[..., block.reach:block.start] += value @ problem.W[at, block.reach:block.start]
     a = ao + nu @ problem.A[:stop]
-    value = bo + offset + nu @ problem.b[:stop] - nu.abs() @ problem.noise[:stop]
+    value = bo + offset + nu @ problem.b[:stop] - together(problem.noise[:stop], nu)
     return value + (a @ center.unsqueeze(-1)).squeeze(-1), a, nu

@@ -8,8 +8,8 @@ gets a unit column. This is CROWN with every intermediate layer bounded, and no 
 Everything piecewise linear becomes ReLUs: max(a, b) = a + relu(b - a), a clip is two ReLUs, a leaky one a ReLU and a multiple of its input;
 a product of x and y around their centres is dx dy = ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4, with s^2 = width(y)/width(x): two squares.
 
-Beside its columns every value carries its noise, what all roundings so far can come to (the running error analysis of Higham, ch. 3, with a
-constant number of roundoffs a sum): it widens the bounds of the rows and stays with the neurons and the specification.
+Beside its columns every value carries its noise, what all roundings so far can come to (a running error analysis, Higham ch. 3, with independent
+roundings): it widens the bounds of the rows and stays with the neurons and the specification.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from verifier.ops.rule import AffineOp, rule_for
 from verifier.reduced.bound import Rows, backward
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.planes import Domains, fixed_planes, planes_at, start_alpha
-from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, rounding, stack
+from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, rounding, stack, together
 from verifier.spec.spec import Case
 
 
@@ -102,7 +102,8 @@ class _Builder:
         columns = sum(factor * value.columns for factor, value in values)
         columns[0] += shift
         size = sum(abs(factor) * value.size for factor, value in values) + abs(shift)
-        return Value(columns, sum(abs(factor) * value.noise for factor, value in values) + rounding(columns.dtype) * size, size)
+        noise = sum((factor * value.noise) ** 2 for factor, value in values) ** 0.5
+        return Value(columns, noise + rounding(columns.dtype) * size, size)
 
     def room(self, shape: tuple[int, ...]) -> None:
         size = self.problem.b.element_size() * (1 + self.problem.n + self.problem.unstable) * int(np.prod(shape))
@@ -204,7 +205,7 @@ class _Builder:
         parts, slack = [value.columns.new_zeros(0, len(value.columns))], [value.noise.new_zeros(0)]
         for polytope in case.polytopes:
             output, offset = to(polytope.output), to(polytope.offset)
-            rows, terms, noise = output @ value.columns.T, output.abs() @ value.size + offset.abs(), output.abs() @ value.noise
+            rows, terms, noise = output @ value.columns.T, output.abs() @ value.size + offset.abs(), together(value.noise, output)
             if polytope.input is not None:
                 rows, terms = rows + to(polytope.input) @ source.columns.T, terms + to(polytope.input).abs() @ source.size
             rows[:, 0] -= offset
@@ -260,16 +261,27 @@ def _apply(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Va
 
 
 def _affine(rule: AffineOp, node: Node, inputs: list[Value]) -> Value:
-    """L pushes the columns; its interval image of [-m, m] has the radius |L| m, which carries noise and size; NaN where they are not finite."""
+    """L pushes the columns, L with squared weights the squared noise; the interval image of [-size, size] is the sum of the absolute terms.
+
+    Noise and size are NaN where they are not finite.
+    """
     columns = rule.linear(node, *(value.columns for value in inputs))
     columns[0] = rule.forward(node, *(value.columns[:1] for value in inputs))[0]
     if not all(bool(t.isfinite().all()) for t in (columns[0], *(value.noise + value.size for value in inputs))):
         unknown = torch.full_like(columns[0], torch.nan)
         return Value(columns, unknown, unknown)
-    noise = rule.interval(node, *(Box(-value.noise.unsqueeze(0), value.noise.unsqueeze(0)) for value in inputs))
+    noise = _squared(rule, node, [value.noise.square().unsqueeze(0) for value in inputs])[0].clamp(min=0).sqrt()
     size = rule.interval(node, *(Box(-value.size.unsqueeze(0), value.size.unsqueeze(0)) for value in inputs))
     terms = size.radius[0] + size.center[0].abs()
-    return Value(columns, noise.radius[0] + rounding(columns.dtype) * terms, terms)
+    return Value(columns, noise + rounding(columns.dtype) * terms, terms)
+
+
+def _squared(rule: AffineOp, node: Node, squares: list[Tensor]) -> Tensor:
+    """sum_i L_i^2 squares_i; for averages, which have no weights to square, the mean of the squares, which is more."""
+    constants = {name: value.square() if value.is_floating_point() else value for name, value in node.constants.items()}
+    if node.op == "Sub":
+        squares = [squares[0], -squares[1]]
+    return rule.linear(replace(node, constants=constants), *squares)
 
 
 def _leaky(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from verifier.reduced.problem import RELU, ReducedProblem, blocks_of, rounding
+from verifier.reduced.problem import RELU, ReducedProblem, blocks_of, rounding, together
 
 
 def eliminate(problem: ReducedProblem) -> ReducedProblem:
@@ -28,7 +28,7 @@ def eliminate(problem: ReducedProblem) -> ReducedProblem:
         if len(gone):
             for into, rest, constant, error in ((W, A, b, noise), (W_o, A_o, b_o, slack)):
                 column = into[:, gone]
-                error += column.abs() @ (noise[gone] + fresh[gone])
+                error.copy_((error.square() + together(noise[gone] + fresh[gone], column).square()).sqrt())
                 into += column @ W[gone]
                 rest += column @ A[gone]
                 constant += column @ b[gone]

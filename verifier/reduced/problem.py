@@ -19,9 +19,14 @@ RELU = "relu"
 def rounding(dtype: torch.dtype) -> float:
     """What the rounding of a sum can come to, relative to the sum of its absolute terms: 16 units of roundoff. Bounds give it away.
 
-    The worst case grows with the number of terms, but only if all roundings agree: those of n terms come to about sqrt(n) units.
+    Roundings are taken as independent, here and where noise adds up (`together`): n of them come to about sqrt(n), not to n, units.
     """
     return 8 * torch.finfo(dtype).eps
+
+
+def together(noise: Tensor, weights: Tensor) -> Tensor:
+    """The noise of sums: sqrt(sum_j (w_j noise_j)^2) for weights `(..., U)` and noise `(..., U, 1)` or `(U,)`."""
+    return (weights.square() @ noise.square()).sqrt()
 
 
 @dataclass(frozen=True, slots=True)
