@@ -23,7 +23,7 @@ SMOOTH = {"eran_5", "eran_6", "eran_7", "eran_8"}
 # Some seconds each with all hidden layers optimised; the rest is quick.
 SLOW_ALPHA = {"sri_resnet_a_1", "marabou-cifar10_1", "marabou-cifar10_2", "cifar10_resnet_2", "cifar10_resnet_3", "cifar10_resnet_4",
               "eran_5", "eran_6", "eran_7", "eran_8", "oval21_4", "oval21_5", "oval21_6"}
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem if path else "absent")
 
 
 def request_of(data: np.lib.npyio.NpzFile) -> BoundRequest:
@@ -80,7 +80,7 @@ def test_intersecting_with_intervals_only_helps(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [
     pytest.param(path, marks=pytest.mark.slow) if path.stem in SLOW_ALPHA else path for path in FILES if isinstance(path, Path)
-] or FILES, ids=lambda path: path.stem)
+] or FILES, ids=lambda path: path.stem if path else "absent")
 def test_alpha_crown_is_as_tight_after_twenty_iterations(path: Path) -> None:
     data = np.load(path)
     result = alpha_crown(request_of(data))
