@@ -57,7 +57,7 @@ def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAn
         return LeafAnswer(lower)
     exact = _solve(leaf, np.zeros_like(leaf.b))
     if exact.status != 0:
-        return LeafAnswer(lower)
+        return LeafAnswer(lower, neuron=_widest(leaf))
     n = leaf.A.shape[1]
     point = torch.as_tensor(exact.x[:n], dtype=problem.b.dtype, device=problem.b.device).clamp(-1, 1)
     return LeafAnswer(lower, point, _loosest(leaf, exact.x[:n], exact.x[n:-1]))
@@ -104,9 +104,15 @@ def _solve(leaf: _Leaf, room: np.ndarray):
     return linprog(cost, less, limit, None, None, bounds, method="highs", options={"time_limit": TIME_LIMIT_S})
 
 
+def _widest(leaf: _Leaf) -> int | None:
+    """The unsplit neuron with the most on its shorter side of zero, None where all are split: what to split when HiGHS ran out of time."""
+    side = np.where(leaf.sign == 0, np.minimum(-leaf.lower, leaf.upper), 0.0)
+    return int(side.argmax()) if len(side) and side.max() > 0 else None
+
+
 def _loosest(leaf: _Leaf, x: np.ndarray, h: np.ndarray) -> int | None:
-    """The unsplit neuron with the largest |relu(z) - h|, None where all are exact."""
+    """The unsplit neuron with the largest |relu(z) - h|, the widest where all are exact, None where all are split."""
     if not len(h):
         return None
     gap = np.where(leaf.sign == 0, np.abs(np.maximum(leaf.A @ x + leaf.W @ h + leaf.b, 0) - h), 0.0)
-    return int(gap.argmax()) if gap.max() > TOLERANCE else None
+    return int(gap.argmax()) if gap.max() > TOLERANCE else _widest(leaf)
