@@ -133,7 +133,8 @@ def test_a_note_of_the_property_is_told(solver, tmp_path, capsys) -> None:
 
 # A whole process with a solver that never comes back: {0} runs in it, holding or leaving the interpreter.
 STUCK = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
 fake = types.ModuleType("verifier.solve")
 def verify(graph, spec, config, listener):
     from verifier.bab.budget import Progress
