@@ -129,7 +129,7 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         if key not in cache:
             cache.clear()
             cache[key] = with_fast_inputs(stack([s.problem for s in group]))
-        _round(group, cache[key], config, size, oracle)
+        _round(group, cache[key], config, size, oracle, deadline)
         took = time.monotonic() - tick
         size = max(8, size // 2) if took > 0.8 else min(config.batch, 2 * size) if took < 0.3 else size
         lowest = [b for b in (s.lower_bound() for s in active) if b is not None]
@@ -152,14 +152,14 @@ def _group(active: list[Search], size: int) -> list[Search]:
     return group
 
 
-def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, oracle: Oracle) -> None:
+def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, oracle: Oracle, deadline: Deadline) -> None:
     each = max(1, size // len(group))
     work = load(shared, [s.frontier.pop_worst(each) for s in group])
     neuron, useful = torch.zeros_like(work.row), torch.zeros_like(work.row, dtype=torch.bool)
     if shared.real.any():
         neuron, useful = choose(shared, work, config.candidates)
     for p, search in enumerate(group):
-        _leaves(search, shared, work, p, (neuron, useful), oracle)
+        _leaves(search, shared, work, p, (neuron, useful), oracle, deadline)
     if not bool(useful.any()):
         return
     kids = children(shared, work, neuron)
@@ -205,10 +205,13 @@ def _offer(search: Search, x: Tensor, row: Tensor, oracle: Oracle) -> None:
             return
 
 
-def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Tensor, Tensor], oracle: Oracle) -> None:
+def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Tensor, Tensor], oracle: Oracle, deadline: Deadline) -> None:
     """Domains where no split would improve the bound: an exact solver decides them, or names the neuron to split (into `choice`, in place)."""
     problem, (neuron, useful) = search.problem, choice
     for k in (~useful[p, :work.count[p]]).nonzero().squeeze(-1).tolist():
+        if deadline.expired():
+            search.frontier.push(unload(shared, work, p, torch.tensor([k], device=work.row.device)))
+            continue
         polytope = int(problem.polytope[work.row[p, k]])
         answer = oracle.leaf(problem, polytope, work.domains.split[p, k][shared.index[p]])
         if answer.lower > float(problem.slack.max()):
