@@ -1,0 +1,1 @@
+"""Pruning: a scorer a file, one way from scores to a mask, schedules that repeat it."""

@@ -1,0 +1,147 @@
+"""A model in training, and one batch of it: forward passes, and bounds of the very same function by `verifier`.
+
+Bounds see BatchNorm as the affine map that it was on the latest recorded forward pass: its batch mean and variance, with their gradients.
+What an objective or a regulariser may ask for twice (bounds over the same box) is computed once a batch.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+import verifier
+from certprune.train.tensors import substituted
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Net:
+    """A module and its trace. `input_shape`: of one sample, without the batch."""
+
+    model: nn.Module
+    input_shape: tuple[int, ...]
+
+    @cached_property
+    def trace(self) -> verifier.TorchTrace:
+        with _mode(self.model, training=False):
+            return verifier.trace_torch(self.model, self.input_shape)
+
+    @cached_property
+    def classes(self) -> int:
+        """How many outputs the module has."""
+        return self.graph({}).output_shape[-1]
+
+    @cached_property
+    def norms(self) -> dict[str, nn.Module]:
+        """BatchNorm layers by module name."""
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, BATCH_NORMS)}
+
+    @cached_property
+    def norm_of_value(self) -> dict[str, str]:
+        """For each value of the graph that a BatchNorm layer gives: that layer's name."""
+        calls = self.trace.traced.graph.nodes
+        return {node.name: node.target for node in calls if node.op == "call_module" and node.target in self.norms}
+
+    def recorded(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits `(B, classes)`, and what each BatchNorm layer was given."""
+        seen: dict[str, Tensor] = {}
+        hooks = [m.register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0])) for name, m in self.norms.items()]
+        try:
+            return self.model(x), seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def graph(self, seen: dict[str, Tensor]) -> verifier.Graph:
+        """The network as `verifier` sees it, with BatchNorm over the statistics of what its layers were given (running ones for the others)."""
+        statistics = {}
+        for name, value in seen.items():
+            axes = [0, *range(2, value.ndim)]
+            statistics[f"{name}.running_mean"] = value.mean(axes)
+            statistics[f"{name}.running_var"] = value.var(axes, unbiased=False)
+        with _mode(self.model, training=False), substituted(self.model, statistics):
+            return self.trace.graph()
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@dataclass(eq=False)
+class Batch:
+    """One batch at one moment: `x (B, *input_shape)` in [0, 1], labels `y (B,)`, `eps` the radius of now and `final_eps` that of the end.
+
+    `progress`: the share of the eps ramp that is behind, 0 to 1. All randomness comes from `generator`. `latest`: the logits of the latest
+    recorded pass.
+    """
+
+    net: Net
+    x: Tensor
+    y: Tensor
+    eps: float
+    final_eps: float
+    progress: float
+    generator: torch.Generator
+    latest: Tensor | None = field(default=None, init=False)
+    _seen: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _bounds: dict[str, verifier.BoundResult] = field(default_factory=dict, init=False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The model at `x (B, *input_shape)`: `(B, classes)`. Its BatchNorm statistics are those of bounds asked from now on."""
+        self.latest, self._seen = self.net.recorded(x)
+        self._bounds.clear()
+        return self.latest
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """The logits at the batch itself."""
+        return self.logits(self.x)
+
+    def noise(self) -> Tensor:
+        """Uniform in [-1, 1], `(B, *input_shape)`."""
+        return 2 * torch.rand(self.x.shape, generator=self.generator, dtype=self.x.dtype).to(self.x.device) - 1
+
+    def box(self, center: Tensor | None = None, radius: float | None = None) -> verifier.Box:
+        """The pixels within `radius` (eps) of `center` (x), cut at [0, 1]; `(B, 1, *input_shape)` as the graph wants it."""
+        center, radius = (self.x if center is None else center).unsqueeze(1), self.eps if radius is None else radius
+        return verifier.Box((center - radius).clamp(0, 1), (center + radius).clamp(0, 1))
+
+    def rows(self) -> Tensor:
+        """Margins y_label - y_j as rows over the outputs, `(B, classes, classes)`; the label's own row is zero."""
+        eye = torch.eye(self.net.classes, dtype=self.x.dtype, device=self.x.device)
+        return eye[self.y].unsqueeze(1) - eye.unsqueeze(0)
+
+    def request(self, box: verifier.Box | None = None, **known: object) -> verifier.BoundRequest:
+        """The question for the lower bounds of all margins over a box (the eps box)."""
+        if not self._seen and self.net.norms and self.net.model.training:
+            _ = self.clean
+        return verifier.BoundRequest(self.net.graph(self._seen), box or self.box(), rows=self.rows(), upper_too=False, **known)
+
+    def ibp(self) -> verifier.BoundResult:
+        """Interval bounds of the margins `(B, classes)` over the eps box, and of every neuron."""
+        if "ibp" not in self._bounds:
+            self._bounds["ibp"] = verifier.ibp(self.request())
+        return self._bounds["ibp"]
+
+    def crown_ibp(self) -> verifier.BoundResult:
+        """Margins by CROWN over the interval bounds of neurons."""
+        if "crown-ibp" not in self._bounds:
+            self._bounds["crown-ibp"] = verifier.crown(self.request(), verifier.IbpOnly())
+        return self._bounds["crown-ibp"]
+
+    def crown(self) -> verifier.BoundResult:
+        """CROWN bounds of the margins and of every neuron that intervals leave unstable: tight, and dear."""
+        if "crown" not in self._bounds:
+            self._bounds["crown"] = verifier.crown(self.request())
+        return self._bounds["crown"]

@@ -1,0 +1,1 @@
+"""Objectives of training, one a file; see objective.py."""
