@@ -16,7 +16,7 @@ LAYERS = [
     ("verdict", "config", "spec.spec", "bab.budget"),
     ("box",),
     ("form",),
-    ("graph", "ops", "spec"),
+    ("graph", "ops", "spec", "data"),
     ("bounds", "attack", "reduced"),
     ("bab",),
     ("exact",),
@@ -55,7 +55,7 @@ SEAMS = [
     ("certprune", "tests"),
     ("certprune", "benchmarks"),
 ]
-HEAVY = ("scipy", "onnxruntime", "pydantic", "rich", "matplotlib", "auto_LiRPA", "ray")
+HEAVY = ("scipy", "onnxruntime", "pydantic", "rich", "matplotlib", "auto_LiRPA", "ray", "pooch", "requests")
 
 
 def _module(path: Path) -> str:
@@ -130,7 +130,7 @@ def test_a_wrong_import_is_seen(module: str, imported: str) -> None:
     assert wrong_imports(module, ["numpy", imported]) == [imported]
 
 
-LIGHT = ("", ".config", ".graph.ir", ".graph.onnx_load", ".graph.describe", ".spec.normal", ".spec.robustness", ".cli")
+LIGHT = ("", ".config", ".data.load", ".graph.ir", ".graph.onnx_load", ".graph.describe", ".spec.normal", ".spec.robustness", ".cli")
 
 
 @pytest.mark.parametrize("module", [f"verifier{name}" for name in LIGHT])
