@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from verifier.graph.ir import Graph
 from verifier.reduced.build import BuildConfig, build
 from verifier.reduced.problem import ReducedProblem
 from verifier.spec.spec import Case, Spec
-from verifier.verdict import Counterexample, Reason, Status, Verdict
+from verifier.verdict import Counterexample, Reason, Split, Status, Verdict
 
 GLANCE, GLANCE_S = AttackConfig(restarts=1, steps=10), 0.2
 """A look at few-input problems before anything is bounded: their samples cover the region, and their root can be dear."""
@@ -90,6 +91,7 @@ class _Job:
     found_by: str = ""
     refused: int = 0
     seconds: float = 0.0
+    unstable: int | None = None
 
     @property
     def open(self) -> bool:
@@ -160,6 +162,7 @@ class _Run:
             double = self.small and _free_inputs(job.case) <= FEW_INPUTS
             graph = self.source.to(self.device, torch.float64) if double else self.graph
             search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s)))
+            job.unstable = search.problem.unstable
             open_root(search, deadline)
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
 
@@ -208,7 +211,17 @@ class _Run:
         jobs = [job for job in self.jobs if job.spec == k]
         outcomes = [job.outcome for job in jobs if job.outcome is not None]
         answer = self._answer(k, spec, jobs, outcomes)
-        return replace(answer, seconds=sum(job.seconds for job in jobs), domains=sum(o.domains for o in outcomes))
+        built = [job.unstable for job in jobs if job.unstable is not None]
+        return replace(
+            answer, seconds=sum(job.seconds for job in jobs), domains=sum(o.domains for o in outcomes), splits=self._splits(outcomes),
+            unstable=sum(built) if built else None,
+        )
+
+    def _splits(self, outcomes: list[Outcome]) -> tuple[Split, ...]:
+        total: Counter[tuple[int, int]] = Counter()
+        for outcome in outcomes:
+            total.update(outcome.splits)
+        return tuple(Split(self.source.nodes[node].name, neuron, times) for (node, neuron), times in total.most_common())
 
     def _answer(self, k: int, spec: Spec, jobs: list[_Job], outcomes: list[Outcome]) -> Verdict:
         found = next((job for job in jobs if job.found is not None), None)

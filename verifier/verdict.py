@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,9 +41,22 @@ class Counterexample:
     margin: float
 
 
+class Split(NamedTuple):
+    """Branch and bound split the neuron with this flat index in the shape of this node so many times."""
+
+    node: str
+    neuron: int
+    times: int
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`lower_bound`: the proved lower bound of the worst open row (None where there is none, e.g. after a counterexample)."""
+    """`lower_bound`: the proved lower bound of the worst open row (None where there is none, e.g. after a counterexample).
+
+    `splits`: the neurons that branch and bound split for the property's rows, the most often split first (splits for the sake of other neurons'
+    bounds, and of inputs, are not among them). `unstable`: neurons that are not linear over the region, once the root has bounded them, summed
+    over the cases that were bounded; None where none was.
+    """
 
     status: Status
     reason: Reason
@@ -52,3 +66,5 @@ class Verdict:
     engine: str = ""
     lower_bound: float | None = None
     counterexample: Counterexample | None = None
+    splits: tuple[Split, ...] = ()
+    unstable: int | None = None

@@ -7,6 +7,7 @@ proved, and offer the corners of the bounds as counterexamples. A problem leaves
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -48,6 +49,7 @@ class Search:
 
     `stuck`: a leaf that no solver decides; `full`: the frontier has used its memory.
     `volume`: the share of the tree that is closed, by 2^-depth of the closed domains, over all open rows.
+    `splits`: how often each neuron was split, by its row of `problem.neuron`, a name that outlives the problem's reductions.
     """
 
     key: int
@@ -61,6 +63,7 @@ class Search:
     full: bool = False
     started: bool = False
     floor: Tensor | None = None
+    splits: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     @property
     def decided(self) -> bool:
@@ -167,6 +170,8 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
     better = torch.maximum(best, kids.lower)
     kids = replace(kids, lower=better, multipliers=multipliers)
     for p, search in enumerate(group):
+        split = neuron[p, :work.count[p]][useful[p, :work.count[p]]]
+        search.splits.update(map(tuple, search.problem.neuron[torch.searchsorted(shared.index[p], split)].tolist()))
         _settle(search, shared, kids, p, useful[p], corner[p], oracle)
 
 

@@ -8,7 +8,8 @@
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance, start
@@ -34,7 +35,10 @@ ROOT = Effort(20)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a problem: proved, falsified (the gate has the counterexample) or neither, with the worst open bound."""
+    """What became of a problem: proved, falsified (the gate has the counterexample) or neither, with the worst open bound.
+
+    `splits`: how often ReLU splits took each neuron, named as in `ReducedProblem.neuron`.
+    """
 
     proved: bool
     falsified: bool
@@ -43,6 +47,7 @@ class Outcome:
     engine: str
     stuck: bool = False
     full: bool = False
+    splits: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ def open_root(search: Search, deadline: Deadline) -> None:
 
 
 def outcome_of(search: Search, engine: str, domains: int = 0) -> Outcome:
-    return Outcome(search.proved, search.falsified, search.lower_bound(), domains + search.domains, engine, search.stuck, search.full)
+    lower, count, splits = search.lower_bound(), domains + search.domains, dict(search.splits)
+    return Outcome(search.proved, search.falsified, lower, count, engine, search.stuck, search.full, splits)
 
 
 def solve_problem(search: Search, climb: Climb) -> Outcome:
@@ -81,7 +87,8 @@ def _few_inputs(search: Search, climb: Climb) -> Outcome:
             if outcome.proved or outcome.falsified or boxes.stuck:
                 return replace(outcome, domains=outcome.domains + boxes.domains)
         _split_inputs(boxes, climb, climb.deadline.left_s())
-    return Outcome(boxes.proved, boxes.falsified, boxes.lowest, boxes.domains + search.domains, "input splits", boxes.stuck)
+    domains, splits = boxes.domains + search.domains, dict(search.splits)
+    return Outcome(boxes.proved, boxes.falsified, boxes.lowest, domains, "input splits", boxes.stuck, splits=splits)
 
 
 def _split_inputs(boxes: InputSearch, climb: Climb, seconds: float) -> None:
@@ -105,7 +112,7 @@ def _relu_splits(search: Search, climb: Climb) -> Outcome:
 
 
 def _restart(search: Search, problem: ReducedProblem, climb: Climb) -> Search:
-    again = Search(search.key, problem)
+    again = Search(search.key, problem, splits=search.splits)
     start(again, replace(ROOT, until_s=climb.deadline.at_s))
     return again
 
