@@ -98,7 +98,8 @@ def load(path: str | Path) -> Saved:
     try:
         saved.model()
     except RuntimeError as error:
-        raise verifier.VerifierError(f"{path}: its weights do not fit the architecture {spec.name!r}: {str(error).splitlines()[-1].strip()}") from None
+        what = str(error).splitlines()[-1].strip()
+        raise verifier.VerifierError(f"{path}: its weights do not fit the architecture {spec.name!r}: {what}") from None
     return saved
 
 

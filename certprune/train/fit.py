@@ -185,7 +185,8 @@ def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
         loss.backward()
     norm = nn.utils.clip_grad_norm_(task.learned.parameters(), config.clip)
     if not math.isfinite(float(loss.detach())) or not math.isfinite(float(norm)):
-        raise verifier.VerifierError(f"The loss became {float(loss.detach())} with a gradient of norm {float(norm)}: lower lr ({config.lr:g}) or eps.")
+        seen = f"The loss became {float(loss.detach())} with a gradient of norm {float(norm)}"
+        raise verifier.VerifierError(f"{seen}: lower lr (it is {config.lr:g}) or eps.")
     optimizer.step()
     task.learned.settle()
     return float(loss.detach())
