@@ -6,13 +6,15 @@ Reshape and residual Adds join; convolutions and linear layers lie between the g
 constant there, or read by nobody who gives it a weight. So a residual Add loses a channel only where all that it joins agree; a branch that
 is constant beside one that is not stays as it is.
 
-What a cut constant contributed to the layer behind it is added there: to the bias where it is the same at every position, else (behind a
-padded convolution, where it fades at the edges) as a constant map in a Scale node. Cutting a row may leave other channels unread, so sweeps
-are repeated until nothing changes. One channel always stays, for a value cannot be empty.
+What a cut constant contributed to the layer behind it is added to that layer's bias. Behind a padded convolution the contribution fades at
+the edges, and no bias can hold it: there all constant channels are first merged into one, the *carrier*, whose weights become their weighted
+sum, and the carrier stays. A constant that is itself not the same at every position stays where a convolution reads it. Cutting a row may
+leave other channels unread, so sweeps are repeated until nothing changes. One channel always stays, for a value cannot be empty.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -22,7 +24,6 @@ import verifier
 _KNOWN = ("Input", "Conv", "Linear", "Relu", "Scale", "Add", "Sub", "Reshape", "AveragePool", "MaxPool", "ReduceMean")
 # Positions whose constants differ by no more than this share hold the same number: sums of float64 in another order.
 SAME = 1e-12
-CUT = "/cut"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,18 @@ class _Constant:
     number: np.ndarray
     depends: np.ndarray
 
+    def uniform(self) -> np.ndarray:
+        """Which channels are constant, and the same at every position, `(n,)`."""
+        flat = self.number.reshape(self.number.shape[1], -1)
+        same = np.ptp(flat, axis=1) <= SAME * np.abs(flat).max(1)
+        return same & ~self.depends.reshape(len(flat), -1).any(1)
+
 
 def compact(graph: verifier.Graph) -> verifier.Graph:
     """The same function on fewer channels, to a fixed point; exact in real arithmetic.
 
     Args:
-        graph: simplified, with float64 numpy constants. The node `name` may become `name + CUT` followed by a Scale called `name`.
+        graph: simplified, with float64 numpy constants.
 
     Raises:
         UnsupportedError: an operation that channels are not followed through; the message names all.
@@ -55,13 +62,32 @@ def compact(graph: verifier.Graph) -> verifier.Graph:
 def _sweep(graph: verifier.Graph) -> verifier.Graph:
     """The graph without the channels that can go at once."""
     constants = _constants(graph)
+    graph = replace(graph, nodes=tuple(_merge_constants(node, constants) for node in graph.nodes))
     kept = _kept(graph, constants)
     if all(keep.all() for keep in kept.values()):
         return graph
-    nodes: list[verifier.Node] = []
-    for node in graph.nodes:
-        nodes += _cut(node, kept, constants)
-    return replace(graph, nodes=tuple(nodes))
+    return replace(graph, nodes=tuple(_cut(node, kept, constants) for node in graph.nodes))
+
+
+def _merge_constants(node: verifier.Node, constants: dict[str, _Constant]) -> verifier.Node:
+    """sum_c w_c v_c = (sum_c w_c v_c / v_k) v_k for the constant channels c of a padded convolution's input, k the largest of them."""
+    if not _fades(node) or node.attributes.get("group", 1) != 1:
+        return node
+    source = constants[node.inputs[0]]
+    number = np.where(source.uniform(), source.number.reshape(source.number.shape[1], -1)[:, 0], 0.0)
+    carrier = int(np.abs(number).argmax())
+    if number[carrier] == 0:
+        return node
+    weight = node.constants["weight"].copy()
+    merged = np.tensordot(number / number[carrier], weight, (0, 1))
+    weight[:, number != 0] = 0.0
+    weight[:, carrier] = merged
+    return replace(node, constants={**node.constants, "weight": weight})
+
+
+def _fades(node: verifier.Node) -> bool:
+    """Whether a constant channel may contribute differently to different positions, because some windows hold pads."""
+    return node.op == "Conv" and any(node.attributes["pads"]) and prod(node.shape[2:]) > 1
 
 
 def _constants(graph: verifier.Graph) -> dict[str, _Constant]:
@@ -97,20 +123,26 @@ def _kept(graph: verifier.Graph, constants: dict[str, _Constant]) -> dict[str, n
             keep[:] = True
         else:
             for name in members:
-                alive = constants[name].depends.reshape(count, -1).any(1)
-                keep |= alive & _is_read(graph, nodes[name]).reshape(count, -1).any(1)
+                keep |= _needed(graph, nodes[name], constants[name]).reshape(count, -1).any(1)
             keep[0] |= not keep.any()
         kept.update({name: np.repeat(keep, size // count) for name, size in zip(members, sizes)})
     return kept
 
 
-def _is_read(graph: verifier.Graph, node: verifier.Node) -> np.ndarray:
-    """Which channels of a value some layer gives a weight, `(n,)`."""
-    read = np.zeros(node.shape[1], bool)
+def _needed(graph: verifier.Graph, node: verifier.Node, constant: _Constant) -> np.ndarray:
+    """Which channels of a value some layer gives a weight without being able to take their constant into its bias, `(n,)`."""
+    needed = np.zeros(node.shape[1], bool)
+    depends = constant.depends.reshape(len(needed), -1).any(1)
+    nonzero = (constant.number != 0).reshape(len(needed), -1).any(1)
     for reader in graph.nodes:
-        if node.name in reader.inputs and reader.op in ("Conv", "Linear"):
-            read |= (np.moveaxis(reader.constants["weight"], 1, 0) != 0).reshape(node.shape[1], -1).any(1)
-    return read
+        if node.name not in reader.inputs or reader.op not in ("Conv", "Linear"):
+            continue
+        read = (np.moveaxis(reader.constants["weight"], 1, 0) != 0).reshape(len(needed), -1).any(1)
+        stays = depends
+        if reader.op == "Conv" and prod(reader.shape[2:]) > 1:
+            stays = depends | ~constant.uniform() | (nonzero & _fades(reader))
+        needed |= read & stays
+    return needed
 
 
 def _groups(graph: verifier.Graph) -> tuple[list[list[str]], set[str]]:
@@ -147,34 +179,25 @@ def _kind(node: verifier.Node, shapes: list[tuple[int, ...]]) -> str:
     return "joined" if len(counts) == 1 else "fixed"
 
 
-def _cut(node: verifier.Node, kept: dict[str, np.ndarray], constants: dict[str, _Constant]) -> list[verifier.Node]:
-    """The node on the channels that stay; two nodes where a cut constant leaves a map."""
+def _cut(node: verifier.Node, kept: dict[str, np.ndarray], constants: dict[str, _Constant]) -> verifier.Node:
+    """The node on the channels that stay."""
     keep = kept[node.name]
     if len(node.shape) < 2:
-        return [node]
+        return node
     shape = (node.shape[0], int(keep.sum()), *node.shape[2:])
     if node.op == "Scale":
-        return [replace(node, shape=shape, constants={key: _along_channels(value, node.shape, keep) for key, value in node.constants.items()})]
+        return replace(node, shape=shape, constants={key: _along_channels(value, node.shape, keep) for key, value in node.constants.items()})
     if node.op not in ("Conv", "Linear"):
-        return [replace(node, shape=shape)]
+        return replace(node, shape=shape)
     given = kept[node.inputs[0]]
     if keep.all() and given.all():
-        return [node]
-    weight = node.constants["weight"][keep][:, given]
-    reached = _of_constants(node, given, constants[node.inputs[0]])[:, keep]
-    flat = reached.reshape(shape[1], -1)
-    bias = flat[:, 0]
-    layer = replace(node, shape=shape, constants={"weight": weight, "bias": bias})
-    if np.ptp(flat, axis=1).max() <= SAME * max(np.abs(flat).max(), 1e-30):
-        return [layer]
-    bias = node.constants["bias"][keep]
-    offset = reached - bias.reshape(1, -1, *(1,) * (len(shape) - 2))
-    layer = replace(layer, name=node.name + CUT, constants={"weight": weight, "bias": bias})
-    return [layer, verifier.Node(node.name, "Scale", (layer.name,), shape, {"scale": np.ones(()), "offset": offset})]
+        return node
+    bias = _of_constants(node, given, constants[node.inputs[0]]).reshape(len(keep), -1)[keep, 0]
+    return replace(node, shape=shape, constants={"weight": node.constants["weight"][keep][:, given], "bias": bias})
 
 
 def _of_constants(node: verifier.Node, given: np.ndarray, source: _Constant) -> np.ndarray:
-    """The layer's value on the constants that are cut from its input, zeros elsewhere, `(1, n, ...)`: its bias and what they add to it."""
+    """The layer's value on the constants that are cut from its input, zeros elsewhere, `(1, n, ...)`: the bias that stands for them too."""
     number = np.where(source.depends, 0.0, source.number)
     number[:, given] = 0.0
     alone = verifier.Graph((verifier.Node("constants", "Input", (), source.number.shape), replace(node, inputs=("constants",))), node.name)
