@@ -52,6 +52,12 @@ def full(model: nn.Module, layers: Layers) -> Mask:
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model, layers).items()}
 
 
+def weights_of(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The weights that the mask speaks of; not the biases and BatchNorm parameters that removed channels took along."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name] for name, kept in mask.items() if kept.ndim > 1}
+
+
 def sparsity(mask: Mapping[str, Tensor]) -> float:
     """The fraction of prunable weights removed; what a removed channel takes along (biases, BatchNorm's parameters) is not counted."""
     weights = [m for m in mask.values() if m.ndim > 1]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from certprune.prune.mask import Mask, Scores
+from certprune.prune.mask import Mask, Scope, Scores
 from certprune.train.fit import FitConfig, Listener
 from certprune.train.net import Net
 
@@ -34,7 +34,7 @@ class Context:
     """What a score may depend on.
 
     `net`: the trained network, removed weights at zero. `mask`: what lives now. `x (N, *shape)`, `y (N,)`: training images. `fit`: the training
-    whose objective the gradients are of. `removed`: the sparsity aimed at.
+    whose objective the gradients are of. `removed`, `scope`: the sparsity aimed at, and where scores compete.
     """
 
     net: Net
@@ -46,6 +46,7 @@ class Context:
     generator: torch.Generator
     findings: Findings | None = None
     listener: Listener = lambda _: None
+    scope: Scope = Scope.LAYER
 
 
 class Scorer(Protocol):
