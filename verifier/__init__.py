@@ -50,6 +50,7 @@ _HOME = {
     "VerifierError": "verifier.errors",
     "crown": "verifier.bounds.crown",
     "ibp": "verifier.bounds.ibp",
+    "execute": "verifier.graph.execute",
     "execute_all": "verifier.graph.execute",
     "load_config": "verifier.config",
     "load_dataset": "verifier.data.load",

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from certprune.train.attack import input_gradient, inside
 from certprune.train.net import Batch
 
 
@@ -30,10 +30,9 @@ class FgsmGradAlign:
         if batch.eps == 0:
             return cross_entropy(batch.clean, batch.y)
         box = batch.box()
-        lower, upper = box.lower.squeeze(1), box.upper.squeeze(1)
         moved = (batch.x + batch.eps * batch.noise()).clamp(0, 1)
-        at_noise = input_gradient(batch, moved, batch.y)
-        adversarial = torch.minimum(torch.maximum(moved + self.step * batch.eps * at_noise.sign(), lower), upper)
+        at_noise = input_gradient(batch.search, moved, batch.y)
+        adversarial = inside(box, moved + self.step * batch.eps * at_noise.sign())
         penalty = batch.x.new_zeros(())
         if self.weight > 0:
             penalty = self.misalignment(batch, moved)
@@ -43,12 +42,5 @@ class FgsmGradAlign:
         """The mean of 1 - cos between the loss's gradients at the images and at `moved`; differentiable in the weights."""
         count = max(2, round(self.share * len(moved)))
         y = batch.y[:count]
-        at_image, at_noise = (input_gradient(batch, x[:count], y, differentiable=True) for x in (batch.x, moved))
+        at_image, at_noise = (input_gradient(batch.search, x[:count], y, differentiable=True) for x in (batch.x, moved))
         return 1 - cosine_similarity(at_image.flatten(1), at_noise.flatten(1), dim=1).mean()
-
-
-def input_gradient(batch: Batch, x: Tensor, y: Tensor, differentiable: bool = False) -> Tensor:
-    """The gradient of the summed cross entropy in the input `x (B, *input_shape)`, if wanted differentiable once more."""
-    x = x.detach().requires_grad_(True)
-    loss = cross_entropy(batch.net.model(x), y, reduction="sum")
-    return torch.autograd.grad(loss, x, create_graph=differentiable)[0]

@@ -7,7 +7,8 @@
 | `Gaussian` | images with noise | none (certified by smoothing) |
 | `Ibp`, `CrownIbp` | the whole eps box | intervals, or CROWN over intervals |
 | `Sabr` | a small box around an adversarial point | intervals |
-| `MtlIbp`, `MixTrain` | a mixture of the images or adversarial points with the eps box | intervals |
+| `MtlIbp`, `CcIbp`, `ExpIbp` | an adversarial point each, and the whole eps box | intervals |
+| `MixTrain` | the images or an adversarial point each, and the eps boxes of a few | intervals |
 """
 from __future__ import annotations
 

@@ -1,0 +1,32 @@
+"""CC-IBP.
+
+Ref: De Palma et al., arXiv:2305.13991, section 4: the loss of (1 - alpha) margins(adversarial point) + alpha interval bounds of the margins.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from certprune.train.net import Batch
+from certprune.train.objectives.expressive import attacked
+from certprune.train.objectives.objective import worst_case
+
+
+@dataclass(frozen=True, slots=True)
+class CcIbp:
+    """`alpha`: the over-approximation coefficient. `steps`, `step` (in radii of the eps box): of the attack."""
+
+    alpha: float = 0.5
+    steps: int = 8
+    step: float = 0.25
+    name: ClassVar[str] = "cc-ibp"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if batch.eps == 0:
+            return cross_entropy(batch.clean, batch.y)
+        logits = attacked(batch, self.steps, self.step)
+        margins = logits.gather(1, batch.y.unsqueeze(1)) - logits
+        return worst_case((1 - self.alpha) * margins + self.alpha * batch.ibp().lower, batch.y)
