@@ -2,7 +2,8 @@
 
 A dense float32 tensor of n numbers takes 4 n bytes. Its k nonzero ones take 12 k: the number, and its place in C order as int64 (the only type
 that ONNX allows), and a few dozen bytes of names and shapes. So a tensor is stored sparse where fewer than a third of it is nonzero and that
-is really fewer bytes; biases and other small tensors never are. onnxruntime makes such tensors dense when it loads the file.
+is really fewer bytes. onnxruntime and the verifier make such tensors dense when they load the file; of onnx's own tools the checker accepts
+them, but the full check does not, whose shape inference wants a layer's weight to be of a dense type.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def to_sparse(model: onnx.ModelProto) -> onnx.ModelProto:
     made.CopyFrom(model)
     del made.graph.initializer[:]
     for tensor in model.graph.initializer:
-        sparse = _coordinates(tensor) if tensor.data_type == TensorProto.FLOAT else None
+        sparse = _coordinates(tensor) if tensor.data_type == TensorProto.FLOAT and tensor.dims else None
         if sparse is not None and sparse.ByteSize() < tensor.ByteSize():
             made.graph.sparse_initializer.append(sparse)
         else:
@@ -25,11 +26,9 @@ def to_sparse(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _coordinates(tensor: onnx.TensorProto) -> onnx.SparseTensorProto | None:
-    """The nonzero numbers and their linear places; None for a tensor of zeros alone, for onnxruntime reads no empty list."""
+def _coordinates(tensor: onnx.TensorProto) -> onnx.SparseTensorProto:
+    """The nonzero numbers and their linear places."""
     array = numpy_helper.to_array(tensor)
     places = np.flatnonzero(array)
-    if not places.size or not array.ndim:
-        return None
     values = numpy_helper.from_array(array.reshape(-1)[places], tensor.name)
     return helper.make_sparse_tensor(values, numpy_helper.from_array(places.astype(np.int64), f"{tensor.name}.places"), list(array.shape))
