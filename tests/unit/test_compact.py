@@ -85,7 +85,7 @@ def weights(graph: verifier.Graph) -> int:
     return sum(node.constants["weight"].size for node in graph.nodes if "weight" in node.constants)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_function_stays(name: str, seed: int) -> None:
     graph = fold(pruned(name, seed), (2, 8, 8)).graph

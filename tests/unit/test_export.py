@@ -54,7 +54,7 @@ def masked(name: str, images: np.ndarray, keep_ratio: float = 0.2) -> tuple[nn.M
 
 
 @pytest.mark.parametrize("form", Form)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", ["paper7", "mlp", "resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg16", "wrn"))])
 def test_every_form_is_the_network_and_as_sparse_as_its_mask(name: str, form: Form, images: np.ndarray, tmp_path: Path) -> None:
     model, mask = masked(name, images)
     report = export_model(model, SHAPE, tmp_path / "net.onnx", form, images)

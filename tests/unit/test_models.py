@@ -21,8 +21,10 @@ def weight_shapes(model: nn.Module) -> list[tuple[int, ...]]:
     return [tuple(p.shape) for p in model.parameters() if p.ndim > 1]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [pytest.param(name, shape, marks=[pytest.mark.slow] if name in TINY and shape != SHAPES[0] else []) for name in MODEL_NAMES for shape in SHAPES],
+)
 def test_the_verifier_reads_every_network_at_every_size(name: str, shape: tuple[int, int, int]) -> None:
     graph = verifier.load_torch(built(name, shape), shape)
     assert graph.output_shape == (1, 10)
