@@ -17,7 +17,7 @@ from verifier import __version__
 from verifier.config import Config, load_config
 from verifier.console import Answer, ProgressLine, as_json, finite, tell, watch, word
 from verifier.errors import OutOfMemory, VerifierError
-from verifier.options import BoundsOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
+from verifier.options import AccuracyOptions, BoundsOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
 from verifier.verdict import Reason
 
 if TYPE_CHECKING:
@@ -126,6 +126,18 @@ def _print_row(rows: list[ImageRow]) -> None:
         print(f"{'index':>6} {'label':>6} {'predicted':>9} {'verdict':>8} {'seconds':>8} {'domains':>8}")
     row, verdict = rows[-1], rows[-1].verdict
     print(f"{row.index:6d} {row.label:6d} {row.predicted:9d} {word(verdict):>8} {verdict.seconds:8.2f} {verdict.domains:8d}", flush=True)
+
+
+@app.command(epilog="Example: verifier accuracy net.onnx --data fashion-mnist --eps 0.1 --limit 1000 --timeout 10 --results-file rows.csv")
+@takes(AccuracyOptions)
+def accuracy(options: AccuracyOptions) -> None:
+    """Measure a network on a data set: clean accuracy, accuracy under PGD, and certified accuracy with limits where images time out.
+
+    The network takes pixels from 0 to 1 and has as many inputs as an image has numbers, channels first. Ctrl-C prints what there is.
+    """
+    from verifier.accuracy_cli import measure
+
+    measure(options, _load(options.model), _settings(options))
 
 
 @app.command(epilog="Example: verifier bounds net.onnx prop.vnnlib --engine alpha-crown --json")

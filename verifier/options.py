@@ -30,6 +30,13 @@ class Norm(str, Enum):
     L1 = "l1"
 
 
+class Part(str, Enum):
+    """Which images of a data set."""
+
+    TEST = "test"
+    TRAIN = "train"
+
+
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", exists=True, dir_okay=False, help="The network; .gz is read as it is.")]
 Property = Annotated[
     Path, typer.Argument(metavar="PROPERTY.vnnlib", exists=True, dir_okay=False, help="The property in VNN-LIB 1.0; .gz is read as it is.")
@@ -77,6 +84,22 @@ class RobustnessOptions(RunOptions):
         typer.Option(metavar="LOW HIGH", help="Range of valid pixels (default 0 1 when all images lie in it, else none)."),
     ] = None
     index: Annotated[str | None, typer.Option(metavar="A:B", help="Which images: 0:100, 7, or 1,5,9 (default all).")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyOptions(RunOptions):
+    model: Model
+    data: Annotated[str, typer.Option(metavar="NAME|FILE.npz", help="digits, mnist, fashion-mnist, cifar10, svhn, or a file of arrays x, y.")]
+    eps: Annotated[str, typer.Option(metavar="EPS", help="Radius in pixels from 0 to 1: 0.1 or 2/255.")]
+    norm: Annotated[Norm, typer.Option(help="Norm of the perturbation.")] = Norm.LINF
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N images.")] = None
+    split: Annotated[Part, typer.Option(help="Which images.")] = Part.TEST
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="D", help="Where the publisher's files lie (else CERTPRUNE_DATA, this system's, or fetched).")
+    ] = None
+    results_file: Annotated[Path | None, typer.Option(metavar="ROWS.csv", dir_okay=False, help="Write a row an image there too.")] = None
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds for each image (default 120).")] = None
+    no_attack: Annotated[bool, typer.Option("--no-attack", help="No search for counterexamples by gradient, so no PGD accuracy.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

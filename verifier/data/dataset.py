@@ -2,7 +2,7 @@
 
     Images    (N, C, H, W), one byte a number where the file had bytes; images[i], images[a:b], images[indices] are float32 arrays
     Split     images with their labels
-    Dataset   training and test split; whatever chooses (a round, an epoch, a setting) gets its images from `selection`, never the test's
+    Dataset   those to train on and those to test on; whatever chooses (a round, an epoch, a setting) gets its own from `selection`, not the test's
 """
 from __future__ import annotations
 
