@@ -57,7 +57,7 @@ def straight_through(mask: Tensor, score: Tensor) -> Tensor:
 def scaled_scores(weight: Tensor) -> Tensor:
     """sqrt(6 / fan_in) * w / max |w|; zeros where all weights are.
 
-    Ref: Sehwag et al., arXiv:2002.10509, equation 3.
+    Ref: Sehwag et al., arXiv:2002.10509 (scaled initialisation of importance scores).
     """
     return math.sqrt(6 / weight[0].numel()) * weight / weight.abs().max().clamp(min=torch.finfo(weight.dtype).tiny)
 
@@ -68,7 +68,7 @@ class Hydra:
 
     The loss is that of `context.fit`, regularisers included, at its final eps; the network is left as it was, BatchNorm's statistics too.
 
-    Ref: Sehwag et al., arXiv:2002.10509, equations 1 to 3.
+    Ref: Sehwag et al., arXiv:2002.10509.
     """
 
     epochs: int = 5
