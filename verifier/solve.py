@@ -120,6 +120,7 @@ class _Run:
         self.tiny = self.small and all(_free_inputs(case) <= FEW_INPUTS for spec in specs for case in spec.cases)
         self._replay: Replay | None = None
         self.jobs = [_Job(k, case, self.replay) for k, spec in enumerate(specs) for case in spec.cases]
+        self.many = len(specs) > 1  # an attack of many at once is cheaper than their roots
         self.interrupted = False
 
     def replay(self, x: np.ndarray) -> np.ndarray:
@@ -132,6 +133,8 @@ class _Run:
             waiting: list[_Job] = []
             if self.config.attack:
                 self._attack([job for job in self.jobs if _free_inputs(job.case) <= FEW_INPUTS], GLANCE, GLANCE_S)
+                if self.many:
+                    self._attack([job for job in self.jobs if job.open], QUICK)
             for job in self.jobs:
                 self._bound(job)
                 if job.open and job.search is not None:
@@ -167,16 +170,14 @@ class _Run:
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
 
     def _decide(self, waiting: list[_Job]) -> None:
-        """Attack, then a turn of branch and bound for all, then each by itself; searches are dropped as their jobs end."""
-        if self.config.attack:
+        """Attack, then turns of branch and bound for all while they decide some, then each by itself; searches are dropped as their jobs end."""
+        if self.config.attack and not self.many:
             self._attack(waiting, QUICK)
         open_jobs = [job for job in waiting if job.open and not self._shut(job)]
-        if len(open_jobs) > 1:
-            with _timed(open_jobs), _resources(*open_jobs):
-                turn = min(min(self._left_s(job) for job in open_jobs), 1.0) * len(open_jobs)
-                advance([job.search for job in open_jobs], self.config.bab, self._oracle(), Deadline.after(turn), self.listener)
-            for job in open_jobs:
-                job.outcome = outcome_of(job.search, "beta-CROWN")
+        left, before = open_jobs, math.inf
+        while 1 < len(left) < before:
+            self._turn(left)
+            before, left = len(left), [job for job in left if job.open and not self._shut(job)]
         for job in open_jobs:
             if job.open and not self._shut(job):
                 with _timed([job]), _resources(job):
@@ -186,6 +187,14 @@ class _Run:
             self._attack([job for job in open_jobs if job.open and not self._shut(job)], self.config.attack)
         for job in waiting:
             job.search = None
+
+    def _turn(self, jobs: list[_Job]) -> None:
+        """A second of branch and bound for each of the jobs, all in one frontier."""
+        with _timed(jobs), _resources(*jobs):
+            seconds = min(min(self._left_s(job) for job in jobs), 1.0) * len(jobs)
+            advance([job.search for job in jobs], self.config.bab, self._oracle(), Deadline.after(seconds), self.listener)
+        for job in jobs:
+            job.outcome = outcome_of(job.search, "beta-CROWN")
 
     def _attack(self, jobs: list[_Job], config: AttackConfig, limit_s: float = math.inf) -> None:
         if not jobs:

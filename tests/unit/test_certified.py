@@ -10,6 +10,7 @@ import pytest
 
 import verifier
 from verifier.config import Config
+from verifier.measure import certified
 from verifier.measure.certified import ImageRow, Perturbation, Summary, certify, load_images, select
 from verifier.spec.spec import Spec
 from verifier.verdict import Reason, Status, Verdict
@@ -19,7 +20,7 @@ PIXELS = np.array([[[0, 51], [102, 255]], [[255, 0], [0, 0]]])
 
 @pytest.fixture
 def specs(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
-    """The properties that a scripted solver is given; it proves all."""
+    """The properties that a scripted solver is given where nothing is proved before; it proves all."""
     given: list[Spec] = []
 
     def verify_many(graph, specs, config, listener) -> list[Verdict]:
@@ -29,6 +30,7 @@ def specs(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     fake = ModuleType("verifier.solve")
     fake.verify_many = verify_many
     monkeypatch.setitem(sys.modules, "verifier.solve", fake)
+    monkeypatch.setattr(certified, "screen_of", lambda graph, config: None)
     return given
 
 

@@ -1,29 +1,37 @@
 """Certified accuracy: of a set of labelled images, which keep their label on a whole ball, proved, and which do not.
 
     images.npz -> (x, y) -> classified wrongly: falsified without work
-                         -> classified rightly: one robustness property an image, many in one batch of problems
+                         -> classified rightly: one robustness property an image
+                              -> many at once through cheap bounds (screen.py), which prove the easy ones
+                              -> the others to the solver, many in one batch of problems: attack, root bounds, branch and bound
 """
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from verifier.bab.budget import Listener, silent
+from verifier.bab.budget import Listener, Progress, silent
 from verifier.config import Config
 from verifier.errors import ShapeError, VerifierError
 from verifier.graph.ir import Graph
 from verifier.spec.spec import Spec
 from verifier.verdict import Reason, Status, Verdict
 
+if TYPE_CHECKING:
+    from verifier.measure.screen import Screen
+
 IMAGE_NAMES = ("x", "images", "x_test", "arr_0")
 LABEL_NAMES = ("y", "labels", "y_test", "arr_1")
 _COUNT = "the counts of numbers must agree."
+PREDICTED = 256  # images classified together
+SCREENED = 64  # images bounded together: enough that the cost of a call is shared
 CHUNK = 32  # images handed to the solver together: enough to fill a batch, few enough that rows appear soon
 
 
@@ -152,16 +160,64 @@ def certify(
     n_out = math.prod(graph.output_shape)
     if not ((labels >= 0) & (labels < n_out)).all():
         raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs: are they its images?")
-    predicted = _predict(graph, [_ball(x, 0, around, 0.0, n_out) for x in images])
-    from verifier.solve import verify_many
+    predicted = predict(graph, np.stack([_ball(x, 0, around, 0.0, n_out).cases[0].lower for x in images]), labels) if len(images) else []
+    solver = _Solver(graph, config, listener)
+    for start in range(0, len(images), SCREENED):
+        chunk = range(start, min(start + SCREENED, len(images)))
+        decided = {i: _misclassified(predicted[i]) for i in chunk if predicted[i] != labels[i]}
+        specs = {i: _ball(images[i], int(labels[i]), around, around.eps, n_out) for i in chunk if i not in decided}
+        next_row = start
+        for more in solver.verdicts(specs):
+            decided |= more
+            while next_row in decided:
+                yield ImageRow(next_row, int(labels[next_row]), predicted[next_row], decided[next_row])
+                next_row += 1
 
-    for start in range(0, len(images), CHUNK):
-        chunk = range(start, min(start + CHUNK, len(images)))
-        right = [i for i in chunk if predicted[i] == labels[i]]
-        specs = [_ball(images[i], int(labels[i]), around, around.eps, n_out) for i in right]
-        decided = dict(zip(right, verify_many(graph, specs, config, listener)))
-        for i in chunk:
-            yield ImageRow(i, int(labels[i]), predicted[i], decided.get(i) or _misclassified(predicted[i]))
+
+class _Solver:
+    """Cheap bounds of all, then the solver for what they leave open; remembers what paid."""
+
+    def __init__(self, graph: Graph, config: Config, listener: Listener) -> None:
+        self.graph, self.config, self.listener = graph, config, listener
+        self.screen = screen_of(graph, config)
+        self.solved, self.seconds = 0, 0.0
+
+    def verdicts(self, specs: Mapping[int, Spec]) -> Iterator[dict[int, Verdict]]:
+        """Verdicts by the key of their property, as they come; `seconds` of each is its share of all work."""
+        from verifier.solve import verify_many
+
+        spent, proved = {}, {}
+        if specs and self.screen is not None:
+            self.listener(Progress("bounds of many", 0.0))
+            found = self.screen.prove([spec.cases[0] for spec in specs.values()], self.config.timeout_s)
+            spent = dict(zip(specs, found.seconds.tolist()))
+            proved = {key: _proved(engine, spent[key]) for key, engine in zip(specs, found.engine) if engine}
+        yield proved
+        waiting = [key for key in specs if key not in proved]
+        for start in range(0, len(waiting), CHUNK):
+            group = waiting[start:start + CHUNK]
+            before = max(spent.get(key, 0.0) for key in group)
+            config = replace(self.config, timeout_s=max(self.config.timeout_s - before, 0.1 * self.config.timeout_s))
+            answers = verify_many(self.graph, [specs[key] for key in group], config, self.listener)
+            self._charge(answers)
+            yield {key: replace(a, seconds=a.seconds + spent.get(key, 0.0)) for key, a in zip(group, answers)}
+
+    def _charge(self, answers: Sequence[Verdict]) -> None:
+        self.solved, self.seconds = self.solved + len(answers), self.seconds + sum(answer.seconds for answer in answers)
+        if self.screen is not None:
+            self.screen.solver_s = self.seconds / self.solved
+
+
+def screen_of(graph: Graph, config: Config) -> Screen:
+    """The network's cheap proofs, on the configured device."""
+    from verifier.measure.screen import Screen
+    from verifier.solve import device_of
+
+    return Screen(graph, device_of(config.device))
+
+
+def _proved(engine: str, seconds: float) -> Verdict:
+    return Verdict(Status.VERIFIED, Reason.PROVED, f"All unsafe sets are unreachable, proved by {engine} of many images at once.", seconds, engine=engine)
 
 
 def _ball(image: np.ndarray, label: int, around: Perturbation, eps: float, n_out: int) -> Spec:
@@ -176,9 +232,18 @@ def _misclassified(predicted: int) -> Verdict:
     return Verdict(Status.FALSIFIED, Reason.REPLAYED, f"The image itself is classified as {predicted}.")
 
 
-def _predict(graph: Graph, points: Sequence[Spec]) -> list[int]:
-    """The largest output at each point, by onnxruntime where the network came from a file."""
-    from verifier.attack.confirm import replay_graph, replay_onnx
+def predict(graph: Graph, points: np.ndarray, labels: np.ndarray) -> list[int]:
+    """The largest output at each point `(N, n_in)`, by onnxruntime where the network came from a file.
 
-    replay = replay_onnx(graph.source) if graph.source else replay_graph(graph)
-    return [int(replay(point.cases[0].lower.astype(np.float32)).argmax()) for point in points]
+    In batches where the file allows it; a point that a batch says is not of its label is run alone, as a stranger would.
+    """
+    from verifier.attack.confirm import replay_graph
+    from verifier.graph.onnx_run import OnnxRunner
+
+    points = points.astype(np.float32)
+    if not graph.source:
+        replay = replay_graph(graph)
+        return [int(replay(point).argmax()) for point in points]
+    runner = OnnxRunner(graph.source)
+    together = np.concatenate([runner.many(part).argmax(1) for part in np.array_split(points, math.ceil(len(points) / PREDICTED))])
+    return [int(p if p == label else runner(point).argmax()) for p, label, point in zip(together.tolist(), labels.tolist(), points)]
