@@ -43,6 +43,8 @@ class SmoothingConfig:
             raise verifier.VerifierError(f"sigma is {self.sigma}: the noise needs a positive deviation, in pixel units.")
         if min(self.pilot, self.draws, self.batch) < 1:
             raise verifier.VerifierError(f"pilot is {self.pilot}, draws {self.draws}, batch {self.batch}: each must be at least 1.")
+        if self.seed < 0:
+            raise verifier.VerifierError(f"seed is {self.seed}: give a number of at least 0.")
         if not 0 < self.alpha < 1:
             raise verifier.VerifierError(f"alpha is {self.alpha}: give the accepted probability of error, between 0 and 1.")
 

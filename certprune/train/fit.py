@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +134,7 @@ def fit(task: Task, checkpoint: Checkpoint | None = None, listener: Listener = l
         epoch = _epoch(task, optimizer, number, listener)
         state = Checkpoint(
             [*state.epochs, epoch], {k: v.detach().clone() for k, v in model.state_dict().items()},
-            [p.detach().clone() for p in task.learned.parameters()], optimizer.state_dict(),
+            [p.detach().clone() for p in task.learned.parameters()], deepcopy(optimizer.state_dict()),
         )
         yield state
     model.eval()
@@ -144,7 +145,7 @@ def _restore(task: Task, optimizer: torch.optim.Optimizer, state: Checkpoint) ->
     with torch.no_grad():
         for parameter, value in zip(task.learned.parameters(), state.learned, strict=True):
             parameter.copy_(value)
-    optimizer.load_state_dict(state.optimizer)
+    optimizer.load_state_dict(deepcopy(state.optimizer))  # it keeps the tensors that it is given, and changes them
 
 
 def _epoch(task: Task, optimizer: torch.optim.Optimizer, number: int, listener: Listener) -> Epoch:
@@ -178,9 +179,7 @@ def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
     """One step of the optimiser; the loss."""
     config = task.config
     with substituted(task.net.model, task.learned.tensors()):
-        loss = config.objective(batch)
-        for regularizer in config.regularizers:
-            loss = loss + regularizer(batch)
+        loss = _loss(config, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
     norm = nn.utils.clip_grad_norm_(task.learned.parameters(), config.clip)
@@ -190,6 +189,24 @@ def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
     optimizer.step()
     task.learned.settle()
     return float(loss.detach())
+
+
+def _loss(config: FitConfig, batch: Batch) -> Tensor:
+    """The objective and the regularisers' terms.
+
+    Raises:
+        VerifierError: as the bound engines; where weights that have grown beyond float32 are the cause, it says so.
+    """
+    try:
+        loss = config.objective(batch)
+        for regularizer in config.regularizers:
+            loss = loss + regularizer(batch)
+        return loss
+    except verifier.VerifierError:
+        values = (*batch.net.model.parameters(), *batch.statistics().values())
+        if all(bool(value.isfinite().all()) for value in values):
+            raise
+        raise verifier.VerifierError(f"The loss became nan: lower lr (it is {config.lr:g}) or eps.") from None
 
 
 def pixels(x: Tensor) -> Tensor:
