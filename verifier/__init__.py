@@ -63,6 +63,11 @@ _HOME = {
     "simplify": "verifier.graph.passes",
     "verify": "verifier.solve",
     "verify_many": "verifier.solve",
+    "takes": "verifier.options",
+    "measure_accuracy": "verifier.measure.accuracy",
+    "device_of": "verifier.solve",
+    "Split": "verifier.data.dataset",
+    "Perturbation": "verifier.measure.certified",
 }
 
 __all__ = sorted([*_HOME, "bounds"])

@@ -1,0 +1,132 @@
+"""The stages that leave the network for its file: export it, and measure the file as a stranger's would be.
+
+What is measured is the *masked* file: it has the shapes of the network in training, so that a neuron that branch and bound split there is known
+here. The compact and the sparse file are the same function (checked at export) and are told of by their bytes.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import verifier
+from certprune.checkpoint import Saved
+from certprune.config import VerifyConfig
+from certprune.export import Form, check_export, export_model
+from certprune.prune.mask import Layers, full, sparsity
+from certprune.store import make_folder, read_json, write_json
+
+PIECE = 32
+"""Images that are decided together; the results of each piece are kept, and a run that was cut goes on with the next."""
+CHECKED = 256
+"""Real images on which a file is compared with the network."""
+
+
+def export(saved: Saved, images: np.ndarray, folder: Path) -> dict[str, Any]:
+    """Writes the three forms, each checked against the network on `images (N, C, H, W)`; what is known of them."""
+    model, found = saved.model(), {}
+    mask = saved.mask or full(model, Layers.ALL)
+    for form in Form:
+        path = folder / f"{form.value}.onnx"
+        report = export_model(model, saved.architecture.input_shape, path, form)
+        checked = check_export(path, model, images[:CHECKED], mask)
+        found[form.value] = {"bytes": report.bytes, "max_difference": checked.max_difference, "sparsity": checked.sparsity}
+    note = "{:,} bytes, compact {:,}, sparse {:,}".format(*(found[form.value]["bytes"] for form in Form))
+    return {"files": [f"{form.value}.onnx" for form in Form], "forms": found, "sparsity": sparsity(mask), "note": note}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What is asked of a file: the first `count` images of a split, under the property of `verify`."""
+
+    split: verifier.Split
+    count: int
+    verify: VerifyConfig
+    seed: int
+    device: str
+
+
+def measure(onnx: Path, question: Question, folder: Path, listener: Callable[[int, int], None]) -> dict[str, Any]:
+    """Everything of a results row that the file and the images tell, and what the next round may learn from.
+
+    Each piece of images is kept in `folder` as it is decided. `listener(done, count)` hears of images.
+    """
+    graph = verifier.load_onnx(onnx)
+    count = min(question.count, len(question.split))
+    pieces: list[dict[str, Any]] = []
+    make_folder(folder / "pieces")
+    for start in range(0, count, PIECE):
+        path = folder / "pieces" / f"{start}.json"
+        if not path.exists():
+            write_json(_piece(graph, question, range(start, min(start + PIECE, count)), path), path)
+        pieces += read_json(path)
+        listener(min(start + PIECE, count), count)
+    row = _shares(pieces) | _network(onnx, graph, question)
+    note = f"clean {row['clean']:.1%}, certified {row['certified']:.1%}" + (
+        f" to {row['certified_upper']:.1%}" if row["certified_upper"] > row["certified"] else "")
+    return {"files": [], "row": row, "findings": _findings(graph, pieces), "note": note}
+
+
+def _piece(graph: verifier.Graph, question: Question, which: range, path: Path) -> list[dict[str, Any]]:
+    """The outcomes of some images, as plain values."""
+    asked = question.verify
+    around = verifier.Perturbation(asked.eps, asked.norm, (0.0, 1.0))
+    config = verifier.Config(asked.timeout_s, question.device, seed=question.seed)
+    part = question.split.of(slice(which.start, which.stop))
+    found = list(verifier.measure_accuracy(graph, part.x[:], part.y, around, config))
+    if any(one.row.verdict.reason is verifier.Reason.INTERRUPTED for one in found):
+        raise KeyboardInterrupt
+    return [_plain(one, which.start) for one in found]
+
+
+def _plain(one: Any, first: int) -> dict[str, Any]:
+    row, verdict = one.row, one.row.verdict
+    return {
+        "index": first + row.index, "label": row.label, "predicted": row.predicted, "verdict": verdict.status.value, "survives": one.survives,
+        "margin": one.margin, "domains": verdict.domains, "seconds": round(verdict.seconds, 6),
+        "counterexample": None if verdict.counterexample is None else [float(v) for v in verdict.counterexample.x],
+        "splits": [list(split) for split in verdict.splits],
+    }
+
+
+def _shares(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The accuracies and the effort, and the images' rows."""
+    count = len(pieces)
+    verdicts = [image["verdict"] for image in pieces]
+    certified, open_ = verdicts.count("verified"), verdicts.count("unknown")
+    return {
+        "images": count,
+        "clean": sum(image["predicted"] == image["label"] for image in pieces) / count,
+        "pgd": sum(image["survives"] for image in pieces) / count,
+        "certified": certified / count,
+        "certified_upper": (certified + open_) / count,
+        "seconds_per_image": sum(image["seconds"] for image in pieces) / count,
+        "domains_per_image": sum(image["domains"] for image in pieces) / count,
+        "image_rows": [{key: value for key, value in image.items() if key not in ("survives", "splits")} for image in pieces],
+    }
+
+
+def _network(onnx: Path, graph: verifier.Graph, question: Question) -> dict[str, Any]:
+    """Stability, size and tightness; None where nothing was measured."""
+    return {
+        "unstable_ibp": None, "unstable_crown": None, "layers": [], "parameters": None, "nonzero": None, "flops": None, "flops_nonzero": None,
+        "survived_attack": None, "tightness": [],
+    }
+
+
+def _findings(graph: verifier.Graph, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`splits`: for each activation that was split, its neurons and how often, over all images; `relus`: the ReLUs in the network's order."""
+    total: dict[str, dict[int, int]] = {}
+    for image in pieces:
+        for node, neuron, times in image["splits"]:
+            neurons = total.setdefault(node, {})
+            neurons[neuron] = neurons.get(neuron, 0) + times
+    return {
+        "relus": [node.name for node in graph.nodes if node.op == "Relu"],
+        "splits": {node: sorted(neurons.items()) for node, neurons in total.items()},
+        "undecided": [image["index"] for image in pieces if image["verdict"] == "unknown"],
+        "falsified": [image["index"] for image in pieces if image["counterexample"] is not None],
+    }

@@ -1,0 +1,42 @@
+"""The page of a run, from the folder that the loop left: its rows, its configuration, and the data set's pictures."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import verifier
+from certprune.report import Images, write_report
+from certprune.store import read_json
+
+
+def report_run(folder: Path, data_dir: Path | None = None) -> Path:
+    """Writes `folder/report.html`; pictures are left out where the data set is not at hand.
+
+    Raises:
+        VerifierError: the folder is not that of a run, or the page cannot be written.
+    """
+    if not (folder / "results.json").exists():
+        raise verifier.VerifierError(f"{folder} has no results.json: give the folder of a run, for example runs/digits.")
+    rows, config = read_json(folder / "results.json"), read_json(folder / "config.json")
+    shown = max((row["images"] for row in rows if row["split"] == "test"), default=0)
+    path = folder / "report.html"
+    write_report(rows, about(config), _pictures(config, shown, data_dir), path)
+    return path
+
+
+def about(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings for the page's table: of an arm's fine-tuning only what its training did not have already."""
+    arms = {name: {key: _news(value, config["train"]) if key == "finetune" else value for key, value in arm.items()} for name, arm in config["prune"].items()}
+    return {"title": f"CertPrune: {config['name']}", **{k: v for k, v in config.items() if k not in ("name", "prune")}, "prune": arms}
+
+
+def _news(finetune: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in finetune.items() if value != train.get(key)}
+
+
+def _pictures(config: dict[str, Any], count: int, data_dir: Path | None) -> Images | None:
+    try:
+        data = verifier.load_dataset(config["data"]["name"], data_dir or config["data"]["data_dir"])
+    except verifier.VerifierError:
+        return None
+    return Images(data.test.x[:count], data.classes)
