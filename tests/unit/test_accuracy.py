@@ -1,0 +1,201 @@
+"""`verifier accuracy`: rows, limits, interruption and bad input; and the attack whose margins it prints."""
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import verifier
+from tests.small_models import dense_relu
+from verifier.bab.budget import Progress
+from verifier.cli import run
+from verifier.config import AttackConfig, Config
+from verifier.errors import VerifierError
+from verifier.measure import accuracy
+from verifier.measure.attacked import attacked_margins
+from verifier.measure.certified import ImageRow, Perturbation
+from verifier.verdict import Counterexample, Reason, Status, Verdict
+
+PROVED = Verdict(Status.VERIFIED, Reason.PROVED, "Proved.", 0.5, 3, "scripted")
+FOUND = Verdict(Status.FALSIFIED, Reason.REPLAYED, "Found.", 0.5, 3, "PGD", None, Counterexample(np.zeros(64), np.zeros(10), 0.25))
+LATE = Verdict(Status.UNKNOWN, Reason.TIMEOUT, "Late.", 2.0, 9, "scripted", -0.125)
+STOPPED = Verdict(Status.UNKNOWN, Reason.INTERRUPTED, "Interrupted.")
+
+
+def asked(digits: Path, *more: str) -> list[str]:
+    return ["accuracy", str(digits / "digits.onnx"), "--data", "digits", "--eps", "0.02", *more]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, verdicts: list[Verdict | type[BaseException]], wrong: tuple[int, ...] = ()) -> list[str]:
+    """`certify` tells these verdicts, or raises; the images in `wrong` are misclassified. Returns what the listener was told."""
+    heard: list[str] = []
+
+    def certify(graph, images, labels, around, config, listener) -> Iterator[ImageRow]:
+        for i, verdict in enumerate(verdicts):
+            if not isinstance(verdict, Verdict):
+                raise verdict
+            listener(Progress(f"image {i}", 0.0))
+            heard.append(f"image {i}")
+            yield ImageRow(i, int(labels[i]), int(labels[i]) + (i in wrong), verdict)
+
+    monkeypatch.setattr(accuracy, "certify", certify)
+    return heard
+
+
+def summary_of(capsys: pytest.CaptureFixture) -> dict:
+    return json.loads(capsys.readouterr().out)["summary"]
+
+
+def test_digits_agree_with_one_property_an_image(digits: Path, capsys) -> None:
+    assert run(asked(digits, "--limit", "5", "--json")) == 0
+    answer = json.loads(capsys.readouterr().out)
+    data, graph = verifier.load_dataset("digits"), verifier.load_onnx(digits / "digits.onnx")
+    assert len(answer["images"]) == 5
+    for i, row in enumerate(answer["images"]):
+        spec = verifier.robustness(data.x_test[i], int(data.y_test[i]), 0.02, 10)
+        expected = {Status.VERIFIED: "unsat", Status.FALSIFIED: "sat"}[verifier.verify(graph, spec).status]
+        assert (row["index"], row["label"], row["verdict"]) == (i, data.y_test[i], expected)
+        assert row["verdict"] != "unsat" or row["pgd_margin"] > row["margin"] >= 0
+    assert answer["summary"]["certified"] == sum(row["verdict"] == "unsat" for row in answer["images"])
+
+
+def test_limits_hold_what_is_open(monkeypatch, digits: Path, capsys) -> None:
+    scripted(monkeypatch, [PROVED, LATE, FOUND, FOUND, PROVED], wrong=(3,))
+    assert run(asked(digits, "--limit", "5", "--json")) == 0
+    told = summary_of(capsys)
+    assert (told["certified"], told["falsified"], told["undecided"]) == (2, 2, 1)
+    assert (told["clean_accuracy"], told["clean_accuracy_upper"]) == (0.8, 0.8)
+    assert (told["certified_accuracy"], told["certified_accuracy_upper"]) == (0.4, 0.6)
+    assert told["pgd_accuracy"] == told["pgd_accuracy_upper"] == 0.6, "the solver's own attack counts"
+    scripted(monkeypatch, [PROVED, LATE])
+    assert run(asked(digits, "--limit", "2")) == 0
+    assert "PGD accuracy 100.0%, certified accuracy 50.0% to 100.0% (1 certified, 0 falsified, 1 undecided)" in capsys.readouterr().out
+
+
+def test_rows_go_to_the_file(monkeypatch, digits: Path, tmp_path: Path) -> None:
+    scripted(monkeypatch, [PROVED, LATE, FOUND])
+    assert run(asked(digits, "--limit", "3", "--results-file", str(tmp_path / "rows.csv"))) == 0
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert [row["verdict"] for row in rows] == ["unsat", "timeout", "sat"]
+    assert list(rows[0]) == ["index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds"]
+    assert (rows[1]["margin"], rows[1]["domains"], rows[2]["margin"]) == ("-0.125", "9", "")
+    assert float(rows[2]["pgd_margin"]) <= -0.25
+
+
+def test_an_interruption_between_rows_keeps_them_and_counts_all_images(monkeypatch, digits: Path, capsys, tmp_path: Path) -> None:
+    scripted(monkeypatch, [PROVED, FOUND, KeyboardInterrupt])
+    assert run(asked(digits, "--limit", "8", "--json", "--results-file", str(tmp_path / "rows.csv"))) == 0
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)["summary"]
+    assert "Interrupted" in shown.err
+    assert (told["images"], told["reached"], told["certified_accuracy"], told["certified_accuracy_upper"]) == (8, 2, 1 / 8, 7 / 8)
+    assert (told["clean_accuracy"], told["clean_accuracy_upper"]) == (2 / 8, 1.0)
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
+
+
+def test_after_interrupted_verdicts_no_further_image_is_begun(monkeypatch, digits: Path, capsys) -> None:
+    heard = scripted(monkeypatch, [PROVED, STOPPED, PROVED, PROVED])
+    assert run(asked(digits, "--limit", "4", "--json")) == 0
+    told = summary_of(capsys)
+    assert heard == ["image 0", "image 1"]
+    assert (told["reached"], told["certified_accuracy"], told["certified_accuracy_upper"]) == (2, 0.25, 1.0)
+
+
+def test_ctrl_c_prints_the_summary(digits: Path, tmp_path: Path) -> None:
+    """A whole process: some of 360 images are done when the signal comes."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from verifier.cli import main; main()"
+    arguments = ["accuracy", str(digits / "digits.onnx"), "--data", "digits", "--eps", "0.1", "--results-file", str(tmp_path / "rows.csv")]
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "verdict" in child.stdout.readline() and child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0 and "Traceback" not in err and "Interrupted" in err
+    assert " of 360 images: clean accuracy " in out and time.monotonic() - begin < 20
+
+
+def test_no_attack_makes_no_pgd_accuracy(digits: Path, capsys) -> None:
+    assert run(asked(digits, "--limit", "2", "--no-attack", "--json")) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["summary"]["pgd_accuracy"] is None and answer["images"][0]["pgd_margin"] is None
+    assert run(asked(digits, "--limit", "2", "--no-attack")) == 0
+    assert "PGD accuracy" not in capsys.readouterr().out
+
+
+def test_images_fit_by_the_count_of_their_numbers(tmp_path: Path, capsys) -> None:
+    random = np.random.default_rng(0)
+    model = dense_relu(tmp_path / "flat.onnx", random.normal(size=(5, 64)), random.normal(size=(10, 5)))
+    assert run(["accuracy", str(model), "--data", "digits", "--eps", "1/255", "--limit", "3", "--split", "train", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["images"]
+    assert [row["label"] for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["--eps", "x"], "eps = 'x' is not a number"),
+        (["--data", "digit"], "did you mean digits"),
+        (["--data", "absent.npz"], "absent.npz cannot be read"),
+        (["--limit", "0"], "--limit"),
+        (["--split", "all"], "--split"),
+        (["--results-file", "no/such/rows.csv"], "Cannot write the results file"),
+        (["--timeout", "-1"], "timeout_s is -1"),
+        (["--data", "mnist", "--data-dir", "."], "are not all in ."),
+    ],
+)
+def test_bad_input_is_one_sentence(digits: Path, capsys, more: list[str], what: str) -> None:
+    assert run(asked(digits, "--limit", "1", *more)) == 2
+    shown = capsys.readouterr()
+    assert what in shown.err and shown.out == "" and len(shown.err.strip().splitlines()) == 1
+
+
+def test_a_file_without_the_asked_images_or_of_another_size_is_refused(digits: Path, tmp_path: Path, capsys) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 5, 5)), y=[0, 1])
+    arguments = ["accuracy", str(digits / "digits.onnx"), "--data", str(tmp_path / "a.npz"), "--eps", "0.1"]
+    assert run([*arguments, "--split", "train"]) == 2
+    assert "a.npz has no train images" in capsys.readouterr().err
+    assert run(arguments) == 2
+    assert "(1, 5, 5) but the network takes (1, 1, 8, 8)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", np.inf)])
+def test_the_attack_reaches_the_least_margin_of_a_linear_network(tmp_path: Path, norm: str, dual: float) -> None:
+    """min over ||d||_p <= eps of <w, x + d> = <w, x> - eps ||w||_q; the difference of two classes is w."""
+    random = np.random.default_rng(1)
+    w = random.normal(size=6)
+    w[2] = 4.0  # one largest coordinate, for the l1 ball
+    graph = verifier.load_onnx(dense_relu(tmp_path / "linear.onnx", np.stack([w, -w]), np.array([[1.0, -1.0], [0.0, 0.0]])))
+    x = random.uniform(-1, 1, (4, 6)).astype(np.float32)
+    labels = np.zeros(4, np.int64)
+    found = attacked_margins(graph, x, labels, Perturbation(0.3, norm), AttackConfig(restarts=2, steps=60))
+    exact = x.astype(np.float64) @ w - 0.3 * np.linalg.norm(w, dual)
+    # An image that lost its label starts no more, and small last steps leave the surface of an l2 ball by their square.
+    np.testing.assert_allclose(found, exact, rtol=2e-2, atol=2e-2)
+    assert (found >= exact - 1e-4).all()
+
+
+def test_the_attack_stays_inside_the_pixels(tmp_path: Path) -> None:
+    graph = verifier.load_onnx(dense_relu(tmp_path / "a.onnx", np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0]])))
+    x = np.float32([[0.05, 0.0], [0.5, 0.0]])
+    found = attacked_margins(graph, x, np.zeros(2, np.int64), Perturbation(0.1, "linf", (0.0, 1.0)), AttackConfig(restarts=3, steps=20))
+    np.testing.assert_allclose(found, [-0.1, 0.3], atol=1e-5)
+
+
+def test_measuring_in_pieces_changes_nothing(digits: Path, monkeypatch) -> None:
+    data, graph = verifier.load_dataset("digits"), verifier.load_onnx(digits / "digits.onnx")
+    around = Perturbation(0.02, "linf", (0.0, 1.0))
+    whole = list(accuracy.measure_accuracy(graph, data.x_test[:5], data.y_test[:5], around, Config()))
+    monkeypatch.setattr(accuracy, "PIECE", 2)
+    parts = list(accuracy.measure_accuracy(graph, data.x_test[:5], data.y_test[:5], around, Config()))
+    assert [m.row.index for m in parts] == list(range(5))
+    np.testing.assert_allclose([m.pgd_margin for m in whole], [m.pgd_margin for m in parts], rtol=0.2)
+    with pytest.raises(VerifierError):
+        list(accuracy.measure_accuracy(graph, data.x_test[:5], data.y_test[:5] + 9, around, Config()))
