@@ -19,7 +19,7 @@ from verifier import VerifierError, takes
 
 if TYPE_CHECKING:
     from certprune.config import Arm, LoopConfig
-    from certprune.stages import Images, Training
+    from certprune.stages import Images
     from certprune.train.fit import FitConfig
 
 UsageError = typer.BadParameter.__base__  # the class of typer's complaints about options; newer releases do not export it

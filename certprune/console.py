@@ -31,7 +31,8 @@ class Bars:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            name, left = TextColumn("{task.description:<28}"), TextColumn("left")
+            columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._progress.start()
             self._whole = self._progress.add_task("stages", total=self.stages, visible=self.stages > 0)
@@ -61,7 +62,7 @@ class Bars:
         if step.reused:
             self.reused.append(step.stage)
         how = "found, used again" if step.reused else f"{seconds:.1f} s"
-        line = f"{step.stage:<32} {how:<18} {step.note}".rstrip()
+        line = f"{step.stage:<40} {how:<18} {step.note}".rstrip()
         if self._progress is None:
             tell(line)
             return

@@ -23,7 +23,9 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="CONFIG.toml", exists=True, dir_okay=False, help="The run's configuration; or name a --preset.")
 ]
 Network = Annotated[Path, typer.Argument(metavar="NETWORK.pt", exists=True, dir_okay=False, help="A network that train, prune or finetune wrote.")]
-OutFile = Annotated[Path, typer.Option("--out", "-o", metavar="OUT.pt", dir_okay=False, help="Where the network goes; training goes on from OUT.pt.part.")]
+OutFile = Annotated[
+    Path, typer.Option("--out", "-o", metavar="OUT.pt", dir_okay=False, help="Where the network goes; a cut training goes on from OUT.pt.part.")
+]
 ArmName = Annotated[str | None, typer.Option("--arm", metavar="NAME", help="Which [prune.NAME] of the configuration (default its first).")]
 
 
@@ -31,8 +33,12 @@ ArmName = Annotated[str | None, typer.Option("--arm", metavar="NAME", help="Whic
 class RunOptions:
     """What every command takes that reads a configuration."""
 
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A configuration that comes with the package: digits, fashion-mnist, cifar10.")] = None
-    set: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Lies over the configuration: train.epochs=3. Repeatable.")] = None
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A configuration that comes with the package: digits, fashion-mnist, cifar10.")
+    ] = None
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Lies over the configuration: train.epochs=3. Repeatable.")
+    ] = None
     data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data set's files are.")] = None
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = None
 
@@ -78,7 +84,9 @@ class EvaluateOptions(RunOptions):
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", exists=True, dir_okay=False, help="An exported network.")]
     config: ConfigOption = None
     split: Annotated[SplitName, typer.Option(help="Which images.")] = SplitName.TEST
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for measured.json; a cut run goes on there.")] = Path("measured")
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="The folder for measured.json; a cut run goes on there.")
+    ] = Path("measured")
 
 
 @dataclass(frozen=True, kw_only=True)

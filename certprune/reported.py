@@ -26,8 +26,8 @@ def report_run(folder: Path, data_dir: Path | None = None) -> Path:
 
 def about(config: dict[str, Any]) -> dict[str, Any]:
     """The settings for the page's table: of an arm's fine-tuning only what its training did not have already."""
-    arms = {name: {key: _news(value, config["train"]) if key == "finetune" else value for key, value in arm.items()} for name, arm in config["prune"].items()}
-    return {"title": f"CertPrune: {config['name']}", **{k: v for k, v in config.items() if k not in ("name", "prune")}, "prune": arms}
+    arms = {name: arm | {"finetune": _news(arm["finetune"], config["train"])} for name, arm in config["prune"].items()}
+    return {"title": f"CertPrune: {config['name']}"} | {k: v for k, v in config.items() if k not in ("name", "prune")} | {"prune": arms}
 
 
 def _news(finetune: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:

@@ -91,13 +91,18 @@ def train(saved: Saved, x: Tensor, y: Tensor, training: Training, stage: str) ->
     stop = training.config.epochs if training.stop is None else training.stop
     epochs = [] if state is None else state.epochs
     if stop > 0:
-        for state in fit(task, state, training.listener):
-            write_tensors(asdict(state), training.partial)
-            epochs = state.epochs
+        for after in fit(task, state, training.listener):
+            write_tensors(_plain(after), training.partial)
+            epochs = after.epochs
             if len(epochs) >= stop:
                 break
     record = {"stage": stage, "fit": plain(training.config), "epochs": [asdict(epoch) for epoch in epochs]}
     return replace(saved, state=_state(model), history=(*saved.history, record))
+
+
+def _plain(state: Checkpoint) -> dict[str, Any]:
+    epochs = [asdict(epoch) for epoch in state.epochs]
+    return {"epochs": epochs, "model": state.model, "learned": state.learned, "optimizer": state.optimizer}
 
 
 def _resumed(partial: Path) -> Checkpoint | None:
