@@ -54,13 +54,20 @@ class NormalizedReluStability:
     name: ClassVar[str] = "nrs"
 
     def __call__(self, batch: Batch) -> Tensor:
-        norms, values = batch.net.norms, batch.net.norm_of_value
-        scales = {value: norms[name].weight.detach() for value, name in values.items() if norms[name].affine}
-        return self.weight * mean_instability(batch, self.engine, scales)
+        return self.weight * mean_instability(batch, self.engine, channel_scales(batch))
+
+
+def channel_scales(batch: Batch) -> dict[str, Tensor]:
+    """gamma `(channels,)` of each value that a BatchNorm gives, by its name, held constant."""
+    norms, values = batch.net.norms, batch.net.norm_of_value
+    return {value: norms[name].weight.detach() for value, name in values.items() if norms[name].affine}
 
 
 def mean_instability(batch: Batch, engine: str, scales: dict[str, Tensor]) -> Tensor:
-    """The mean of -tanh(1 + l u / scale^2) over the batch and all ReLUs' neurons; -1 is all stable, and tanh(1) is the most unstable's bound."""
+    """The mean of -tanh(1 + l u / scale^2) over the batch and all ReLUs' neurons.
+
+    From -1 (stable, far from 0) by -tanh(1) (a bound touches 0) to 1 (unstable, both bounds far from 0).
+    """
     if batch.eps == 0:
         return batch.x.new_zeros(())
     total, count = batch.x.new_zeros(()), 0
