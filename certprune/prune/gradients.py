@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ def drawn(context: Context, images: int) -> Tensor:
     return torch.randperm(len(context.x), generator=context.generator)[:images]
 
 
+def split(values: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """Parts of nearly equal size, at most `batch` each, none of a single value where there are two."""
+    return values.tensor_split(-(-len(values) // max(batch, 3)))
+
+
+def with_batch(context: Context, most: int) -> Context:
+    """The context with batches of at most so many images."""
+    return replace(context, fit=replace(context.fit, batch=min(context.fit.batch, most)))
+
+
 def batches(context: Context, index: Tensor) -> Iterator[Batch]:
     """The images `index` in batches of nearly equal size at the final eps, BatchNorm working over each; of a copy, so no statistics move.
 
@@ -32,7 +43,7 @@ def batches(context: Context, index: Tensor) -> Iterator[Batch]:
         raise verifier.VerifierError(f"A score needs at least two training images, here are {len(index)}.")
     net = Net(copy.deepcopy(context.net.model).train(), context.net.input_shape)
     device = next(net.model.parameters()).device
-    for part in index.tensor_split(-(-len(index) // max(context.fit.batch, 3))):
+    for part in split(index, context.fit.batch):
         x, y = pixels(context.x[part]).to(device), context.y[part].to(device)
         yield Batch(net, x, y, context.fit.eps, context.fit.eps, 1.0, context.generator)
 

@@ -1,7 +1,7 @@
 """The channels whose neurons are least stable go."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 import verifier
 from certprune.prune.channels import over_channels, value_of_layer
-from certprune.prune.gradients import batches, drawn
+from certprune.prune.gradients import batches, drawn, with_batch
 from certprune.prune.mask import Scores, weights_of
 from certprune.prune.scorer import Context
 from certprune.prune.stability import instabilities
@@ -42,9 +42,8 @@ class NrsChannels:
     def stability(self, context: Context) -> dict[str, Tensor]:
         """The mean of tanh(1 + l u / gamma^2) for each channel, `(channels,)`, by the value's name."""
         index = drawn(context, self.images)
-        small = replace(context, fit=replace(context.fit, batch=min(context.fit.batch, 128)))
         total: dict[str, Tensor] = {}
-        for batch in batches(small, index):
+        for batch in batches(with_batch(context, 128), index):
             for name, neurons in instabilities(batch, self.engine).items():
                 mean = -neurons.double().flatten(2).mean(2) if neurons.ndim > 2 else -neurons.double()
                 total[name] = total.get(name, 0) + mean.sum(0) / len(index)

@@ -6,75 +6,91 @@ removal would stabilise those neurons on those images, and worth more the more i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 import verifier
-from certprune.prune.gradients import batches, drawn, gradient
+from certprune.prune.gradients import batches, drawn, gradient, mean_gradients, split, with_batch
 from certprune.prune.mask import Scope, Scores, weights_of
 from certprune.prune.scorer import Context, Findings
 from certprune.prune.stability import instabilities
+
+# Images in a batch of bounds: as many as BatchNorm's statistics want, as few as memory does.
+COMPANY = 32
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationGuided:
     """score(w) = |w| / mean |w| + taylor * |w dL/dw| / mean |w dL/dw| - stability * (w dR/dw) / mean |w dR/dw|.
 
-    L is the objective's loss over `images` drawn images and, `hard` times more often each, those undecided or falsified. R = the mean over
+    L is the objective's loss over `images` drawn images and, `hard` times each, those undecided or falsified. R = the mean over
     undecided images and neurons n, weighted by how often n was split, of -tanh(1 + l_n u_n / gamma_n^2). To first order, removing w changes R
     by -w dR/dw, so the last term is what its removal gains in stability. Means are over the living weights that compete with w, so `taylor` and
     `stability` have no unit. Without findings (before the first verification) all neurons and images weigh the same.
 
     Both gradients see BatchNorm over the batch, which undoes any scaling of a neuron: what counts is a weight's share of the bounds' width
-    against its share of the neuron's spread over images. `engine`: whose bounds, `crown` or `ibp` (whose bounds may be so wide that tanh is flat).
+    against its share of the neuron's spread over images. `bounded`: on how many images R is taken. `engine`: whose bounds, `crown`, or `ibp`:
+    cheap, but of deep layers often so wide that tanh is flat and its gradient nothing.
     """
 
     taylor: float = 1.0
     stability: float = 1.0
     hard: int = 2
-    images: int = 256
+    images: int = 512
+    bounded: int = 64
     engine: str = "crown"
     name: ClassVar[str] = "verification-guided"
     granularity: ClassVar[Literal["weight"]] = "weight"
 
     def __call__(self, context: Context) -> Scores:
         weights = {name: w.detach() for name, w in weights_of(context.net.model, context.mask).items()}
-        of_loss, of_instability = self.gradients(context)
+        findings = checked(context)
+        of_loss = mean_gradients(context, context.fit.objective, self.harmed(context, findings))
+        of_instability = self.instability_gradients(context, findings)
         size = {name: w.abs() for name, w in weights.items()}
         harm = {name: (w * of_loss[name]).abs() for name, w in weights.items()}
         gain = {name: w * of_instability[name] for name, w in weights.items()}
         size, harm, gain = (in_units(term, context) for term in (size, harm, gain))
         return {name: size[name] + self.taylor * harm[name] - self.stability * gain[name] for name in weights}
 
-    def gradients(self, context: Context) -> tuple[Scores, Scores]:
-        """dL/dw and dR/dw, up to a factor each."""
-        findings = context.findings or Findings()
-        index = self.chosen(context, findings)
-        undecided = torch.isin(index, torch.tensor(findings.undecided, dtype=index.dtype))
-        weight_of_image = undecided.float() if undecided.any() else torch.ones(len(index))
-        of_loss, of_instability, at = {}, {}, 0
-        for batch in batches(replace(context, fit=replace(context.fit, batch=min(context.fit.batch, 64))), index):
-            count = len(batch.x)
-            loss = gradient(context, batch, context.fit.objective(batch))
-            of_loss = {name: of_loss.get(name, 0) + count * g for name, g in loss.items()}
-            of_images = weight_of_image[at:at + count].to(batch.x.device)
-            instability = gradient(context, batch, split_instability(instabilities(batch, self.engine), findings.splits, of_images))
-            of_instability = {name: of_instability.get(name, 0) + g for name, g in instability.items()}
-            at += count
-        return of_loss, of_instability
+    def harmed(self, context: Context, findings: Findings) -> Tensor:
+        """Indices of the images of L, in random order: drawn ones, and the failed ones (of many, some) `hard` times."""
+        failed = shuffled(torch.tensor(sorted({*findings.undecided, *findings.falsified}), dtype=torch.long), context)[:self.images]
+        return shuffled(torch.cat([drawn(context, self.images), failed.repeat(self.hard)]), context)
 
-    def chosen(self, context: Context, findings: Findings) -> Tensor:
-        """Indices of the images to look at, in random order: drawn ones, and the hard ones (of many, some) `hard` times."""
-        failed = torch.tensor(sorted({*findings.undecided, *findings.falsified}), dtype=torch.long)
-        if len(failed) and not 0 <= int(failed.min()) <= int(failed.max()) < len(context.x):
-            raise verifier.VerifierError(f"The findings speak of image {int(failed.max())}, but there are {len(context.x)} training images: "
-                                         "they are of another data set.")
-        failed = failed[torch.randperm(len(failed), generator=context.generator)[:self.images]]
-        together = torch.cat([drawn(context, self.images), failed.repeat(self.hard)])
-        return together[torch.randperm(len(together), generator=context.generator)]
+    def instability_gradients(self, context: Context, findings: Findings) -> Scores:
+        """dR/dw up to a factor; drawn images of weight zero join few undecided ones, so that BatchNorm has a batch to work over."""
+        undecided = shuffled(torch.tensor(findings.undecided, dtype=torch.long), context)[:self.bounded]
+        others = drawn(context, self.bounded)
+        index = others if not len(undecided) else torch.cat([undecided, others])[:max(len(undecided), min(COMPANY, self.bounded))]
+        counts = torch.ones(len(index)) if not len(undecided) else (torch.arange(len(index)) < len(undecided)).float()
+        order = shuffled(torch.arange(len(index)), context)
+        found: Scores = {}
+        for batch, of_images in zip(batches(with_batch(context, COMPANY), index[order]), split(counts[order], COMPANY)):
+            total = split_instability(instabilities(batch, self.engine), findings.splits, of_images.to(batch.x.device))
+            found = {name: found.get(name, 0) + g for name, g in gradient(context, batch, total).items()}
+        return found
+
+
+def checked(context: Context) -> Findings:
+    """The context's findings (none: empty ones).
+
+    Raises:
+        VerifierError: they speak of images that are not there.
+    """
+    findings = context.findings or Findings()
+    wrong = [k for k in (*findings.undecided, *findings.falsified) if not 0 <= k < len(context.x)]
+    if wrong:
+        raise verifier.VerifierError(f"The findings speak of image {wrong[0]}, but there are {len(context.x)} training images: "
+                                     "they are of another data set.")
+    return findings
+
+
+def shuffled(values: Tensor, context: Context) -> Tensor:
+    return values[torch.randperm(len(values), generator=context.generator)]
 
 
 def split_instability(terms: Mapping[str, Tensor], splits: Mapping[str, Tensor], of_images: Tensor) -> Tensor:
