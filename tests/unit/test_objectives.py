@@ -154,15 +154,44 @@ def test_the_table_names_every_objective() -> None:
     assert all(kind.name == name for name, kind in OBJECTIVES.items())
 
 
-@pytest.mark.parametrize(("objective", "paper"), PAPERS, ids=IDS)
-def test_value_and_gradients_are_the_papers(objective: Objective, paper: Callable[[Truth], Tensor]) -> None:
+def distance(objective: Objective, paper: Callable[[Truth], Tensor]) -> float:
+    """The largest difference of values, and of gradients relative to the largest one of each parameter."""
     model = tiny_net.tiny_net()
     parameters = list(model.parameters())
     ours, theirs = objective(batch_of(model)), paper(Truth(model))
-    assert abs(float((ours - theirs).detach())) <= EXACT
+    found = [float((ours - theirs).detach().abs())]
     for mine, true in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
-        assert float(true.abs().max()) > 1e-6, "no gradient reaches this parameter: the test could not fail"
-        torch.testing.assert_close(mine, true, rtol=1e-7, atol=EXACT)
+        largest = float(true.abs().max())
+        assert largest > 1e-6, "no gradient reaches this parameter: the test could not fail"
+        found.append(float((mine - true).abs().max()) / largest)
+    return max(found)
+
+
+@pytest.mark.parametrize(("objective", "paper"), PAPERS, ids=IDS)
+def test_value_and_gradients_are_the_papers(objective: Objective, paper: Callable[[Truth], Tensor]) -> None:
+    assert distance(objective, paper) <= 1e-7
+
+
+SMALL_BOX = "certprune.train.objectives.sabr.small_box"
+SABOTAGE: list[tuple[type, str, Callable]] = [
+    (MtlIbp, "certprune.train.net.Batch.at", Batch.frozen),  # no gradient through the statistics
+    (CcIbp, "certprune.train.net.Batch.at", Batch.search),  # other statistics at the point than in the bounds
+    (ExpIbp, "certprune.train.net.Batch.frozen", Batch.search),  # another function attacked
+    (Pgd, "certprune.train.net.Batch.search", lambda batch, x: batch.net.model.eval()(x)),  # running statistics
+    (Ibp, "certprune.train.net.Net.graph", lambda net, statistics, graph=Net.graph: graph(net, {})),
+    (Ibp, "certprune.train.net.Net.graph", lambda net, known, graph=Net.graph: graph(net, {name: value.detach() for name, value in known.items()})),
+    (Sabr, SMALL_BOX, lambda batch, point, share: small_box(batch, point, 0.99 * share)),
+    (Sabr, SMALL_BOX, lambda batch, point, share: batch.box(point, share * EPS)),  # the centre is not cut back
+    (MixTrain, "certprune.train.net.Batch.part", lambda batch, chosen, part=Batch.part: part(batch, chosen.flip(0) - 1)),
+    (FgsmGradAlign, "certprune.train.objectives.fgsm.inside", lambda box, x: x),
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "wrong"), SABOTAGE, ids=[f"{kind.name}-{k}" for k, (kind, _, _) in enumerate(SABOTAGE)])
+def test_a_wrong_step_is_seen(kind: type, place: str, wrong: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, wrong)
+    objective, paper = next((objective, paper) for objective, paper in PAPERS if isinstance(objective, kind))
+    assert distance(objective, paper) > 1e-4
 
 
 @pytest.mark.parametrize(("objective", "paper"), PAPERS, ids=IDS)
