@@ -24,7 +24,7 @@ from verifier.graph.ir import Graph
 from verifier.reduced.build import BuildConfig, build
 from verifier.reduced.problem import ReducedProblem
 from verifier.spec.spec import Case, Spec
-from verifier.verdict import Counterexample, Reason, Split, Status, Verdict
+from verifier.verdict import Counterexample, NeuronSplit, Reason, Status, Verdict
 
 GLANCE, GLANCE_S = AttackConfig(restarts=1, steps=10), 0.2
 """A look at few-input problems before anything is bounded: their samples cover the region, and their root can be dear."""
@@ -226,11 +226,11 @@ class _Run:
             unstable=sum(built) if built else None,
         )
 
-    def _splits(self, outcomes: list[Outcome]) -> tuple[Split, ...]:
+    def _splits(self, outcomes: list[Outcome]) -> tuple[NeuronSplit, ...]:
         total: Counter[tuple[int, int]] = Counter()
         for outcome in outcomes:
             total.update(outcome.splits)
-        return tuple(Split(self.source.nodes[node].name, neuron, times) for (node, neuron), times in total.most_common())
+        return tuple(NeuronSplit(self.source.nodes[node].name, neuron, times) for (node, neuron), times in total.most_common())
 
     def _answer(self, k: int, spec: Spec, jobs: list[_Job], outcomes: list[Outcome]) -> Verdict:
         found = next((job for job in jobs if job.found is not None), None)

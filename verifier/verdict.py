@@ -41,7 +41,7 @@ class Counterexample:
     margin: float
 
 
-class Split(NamedTuple):
+class NeuronSplit(NamedTuple):
     """Branch and bound split the neuron with this flat index in the shape of this node so many times."""
 
     node: str
@@ -66,5 +66,5 @@ class Verdict:
     engine: str = ""
     lower_bound: float | None = None
     counterexample: Counterexample | None = None
-    splits: tuple[Split, ...] = ()
+    splits: tuple[NeuronSplit, ...] = ()
     unstable: int | None = None

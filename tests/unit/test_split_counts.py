@@ -12,7 +12,7 @@ from verifier.exact.highs import leaf_answer
 from verifier.reduced.bound import Effort
 from verifier.solve import verify, verify_many
 from verifier.spec.spec import Case, Polytope, Spec
-from verifier.verdict import Split, Status
+from verifier.verdict import NeuronSplit, Status
 
 CONFIG = Config(timeout_s=20, attack=None)
 N_IN = 25  # more inputs than input splits are tried on
@@ -33,7 +33,7 @@ def unsafe_below(limit: float) -> Spec:
 def test_the_only_unstable_neuron_is_named() -> None:
     verdict = verify(one_split().graph(), unsafe_below(-1.5), CONFIG)
     assert verdict.status is Status.VERIFIED
-    assert verdict.splits == (Split("h0", 2, 1),)
+    assert verdict.splits == (NeuronSplit("h0", 2, 1),)
     assert verdict.unstable == 1
 
 
@@ -45,13 +45,13 @@ def test_what_the_root_proves_has_no_splits() -> None:
 def test_several_problems_keep_their_own_counts() -> None:
     specs = [unsafe_below(limit) for limit in (-1.5, -2.5, -1.25)]
     splits = [verdict.splits for verdict in verify_many(one_split().graph(), specs, CONFIG)]
-    assert splits == [(Split("h0", 2, 1),), (), (Split("h0", 2, 1),)]
+    assert splits == [(NeuronSplit("h0", 2, 1),), (), (NeuronSplit("h0", 2, 1),)]
 
 
 def test_cases_add_up() -> None:
     (case,) = unsafe_below(-1.5).cases
     verdict = verify(one_split().graph(), Spec((case, case), N_IN, 1), CONFIG)
-    assert verdict.splits == (Split("h0", 2, 2),) and verdict.unstable == 2
+    assert verdict.splits == (NeuronSplit("h0", 2, 2),) and verdict.unstable == 2
 
 
 def test_an_empty_specification_has_nothing_unstable() -> None:

@@ -5,9 +5,10 @@ The parts: a *target* is one polytope of one case; a *point* is one attempt at o
 
     starts  ->  descent (signed gradient steps with momentum, decaying, projected)  ->  candidates
 
-and the rounds rise in cost: samples of the region alone; descent from the best sample of each case, from the best samples of each target; then every restart, by turns from
-a random point (PGD of Madry et al., arXiv:1706.06083) and output-diversified (Tashiro et al., arXiv:2003.06878). Where a gradient is zero,
-that of the network with leaky ReLUs stands for it. Candidates are claims: only `attack/confirm.py` makes counterexamples of them.
+and the rounds rise in cost: samples of the region alone; descent from the best sample of each case, then from the best of each target; then
+every restart, by turns from a random point (PGD of Madry et al., arXiv:1706.06083) and output-diversified (Tashiro et al., arXiv:2003.06878).
+Where a gradient is zero, that of the network with leaky ReLUs stands for it. Candidates are claims: only `attack/confirm.py` makes
+counterexamples of them.
 """
 from __future__ import annotations
 

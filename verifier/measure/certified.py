@@ -58,7 +58,10 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts of images; certified + falsified + undecided = images, and misclassified images are among the falsified."""
+    """Counts of images; certified + falsified + undecided = images, and misclassified images are among the falsified.
+
+    `attacked`: images classified rightly that PGD falsified (branch and bound may falsify more).
+    """
 
     images: int
     correct: int
@@ -66,19 +69,23 @@ class Summary:
     falsified: int
     undecided: int
     seconds: float
+    attacked: int = 0
 
     @staticmethod
     def of(rows: Sequence[ImageRow]) -> Summary:
         count = {status: sum(row.verdict.status is status for row in rows) for status in Status}
         correct = sum(row.predicted == row.label for row in rows)
         seconds = sum(row.verdict.seconds for row in rows)
-        return Summary(len(rows), correct, count[Status.VERIFIED], count[Status.FALSIFIED], count[Status.UNKNOWN], seconds)
+        attacked = sum(row.predicted == row.label and row.verdict.status is Status.FALSIFIED and row.verdict.engine == "PGD" for row in rows)
+        return Summary(len(rows), correct, count[Status.VERIFIED], count[Status.FALSIFIED], count[Status.UNKNOWN], seconds, attacked)
 
     def as_dict(self) -> dict[str, float]:
         return {
             "images": self.images,
             "clean_accuracy": self.correct / max(self.images, 1),
             "certified_accuracy": self.certified / max(self.images, 1),
+            "certified_accuracy_upper": (self.certified + self.undecided) / max(self.images, 1),
+            "pgd_accuracy": (self.correct - self.attacked) / max(self.images, 1),
             "certified": self.certified,
             "falsified": self.falsified,
             "undecided": self.undecided,
@@ -160,12 +167,12 @@ def certify(
     n_out = math.prod(graph.output_shape)
     if not ((labels >= 0) & (labels < n_out)).all():
         raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs: are they its images?")
-    predicted = predict(graph, np.stack([_ball(x, 0, around, 0.0, n_out).cases[0].lower for x in images]), labels) if len(images) else []
+    predicted = predict(graph, np.stack([ball(x, 0, around, 0.0, n_out).cases[0].lower for x in images]), labels) if len(images) else []
     solver = _Solver(graph, config, listener)
     for start in range(0, len(images), SCREENED):
         chunk = range(start, min(start + SCREENED, len(images)))
         decided = {i: _misclassified(predicted[i]) for i in chunk if predicted[i] != labels[i]}
-        specs = {i: _ball(images[i], int(labels[i]), around, around.eps, n_out) for i in chunk if i not in decided}
+        specs = {i: ball(images[i], int(labels[i]), around, around.eps, n_out) for i in chunk if i not in decided}
         next_row = start
         for more in solver.verdicts(specs):
             decided |= more
@@ -217,10 +224,10 @@ def screen_of(graph: Graph, config: Config) -> Screen:
 
 
 def _proved(engine: str, seconds: float) -> Verdict:
-    return Verdict(Status.VERIFIED, Reason.PROVED, f"All unsafe sets are unreachable, proved by {engine} of many images at once.", seconds, engine=engine)
+    return Verdict(Status.VERIFIED, Reason.PROVED, f"All unsafe sets are unreachable, proved by {engine} of many images.", seconds, engine=engine)
 
 
-def _ball(image: np.ndarray, label: int, around: Perturbation, eps: float, n_out: int) -> Spec:
+def ball(image: np.ndarray, label: int, around: Perturbation, eps: float, n_out: int) -> Spec:
     """The property that an image keeps its label within eps; with eps = 0 its box is the network's input itself."""
     from verifier.spec.robustness import robustness
 

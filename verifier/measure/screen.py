@@ -134,7 +134,14 @@ def lowest_margins(graph: Graph, cases: Sequence[Case], bound: Callable[[BoundRe
 
 
 def margin_request(graph: Graph, cases: Sequence[Case]) -> BoundRequest:
-    """All cases as one batch of rows `output @ y - offset`."""
+    """All cases as one batch of rows `output @ y - offset`.
+
+    Raises:
+        VerifierError: a polytope has several rows or one that reads inputs, or cases have different numbers of polytopes.
+    """
+    counts = {len(case.polytopes) for case in cases}
+    if len(counts) != 1 or 0 in counts or any(len(p.offset) != 1 or p.input is not None for case in cases for p in case.polytopes):
+        raise VerifierError("Bounds of many cases take polytopes of one row over the outputs, equally many in each case: use verify_many.")
     like = next((t for node in graph.nodes for t in node.constants.values() if t.is_floating_point()), torch.zeros(0, dtype=torch.float64))
     tensor = lambda arrays: torch.as_tensor(np.stack(arrays), dtype=torch.float64, device=like.device)  # noqa: E731
     shaped = lambda arrays: tensor(arrays).reshape(-1, *graph.input_shape)  # noqa: E731

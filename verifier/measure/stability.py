@@ -4,11 +4,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from verifier.errors import VerifierError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from verifier.bounds.engine import BoundResult
     from verifier.graph.ir import Graph
+    from verifier.measure.certified import Perturbation
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +51,51 @@ def stability(graph: Graph, result: BoundResult) -> tuple[LayerStability, ...]:
         inactive, total = flat.sum(1), box.lower.shape[1]
         layers.append(LayerStability(node.name, node.op, total, unstable.sum(1), total - unstable.sum(1) - inactive, inactive))
     return tuple(layers)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanStability:
+    """Activations in the graph's order, `names`, `(L,)` neurons of each, and how many of them are unstable, active and inactive on average."""
+
+    engine: str
+    names: tuple[str, ...]
+    neurons: np.ndarray
+    unstable: np.ndarray
+    active: np.ndarray
+    inactive: np.ndarray
+
+
+def stability_of_images(graph: Graph, images: np.ndarray, around: Perturbation, engine: str = "crown", batch: int = 64) -> MeanStability:
+    """The mean over images of each layer's counts over their balls, by the bounds of one engine.
+
+    Args:
+        images: `(N, *shape)` in their own units, N at least 1.
+        engine: ibp or crown.
+        batch: images bounded together.
+
+    Raises:
+        VerifierError: the engine is neither, or there are no images.
+    """
+    import torch
+
+    from verifier.bounds.crown import crown
+    from verifier.bounds.ibp import ibp
+    from verifier.measure.certified import ball
+    from verifier.measure.screen import margin_request
+
+    engines = {"ibp": ibp, "crown": crown}
+    if engine not in engines:
+        raise VerifierError(f"engine is {engine!r}: use ibp or crown.")
+    if not len(images):
+        raise VerifierError("There are no images to average over: give at least one.")
+    moved, n_out = graph.to("cpu", torch.float64), int(np.prod(graph.output_shape))
+    total, layers = np.zeros(0), ()
+    for start in range(0, len(images), batch):
+        cases = [ball(image, 0, around, around.eps, n_out).cases[0] for image in images[start:start + batch]]
+        with torch.no_grad():
+            layers = stability(moved, engines[engine](margin_request(moved, cases)))
+        counts = np.array([[layer.unstable.sum(), layer.active.sum(), layer.inactive.sum()] for layer in layers], dtype=np.float64)
+        total = counts if start == 0 else total + counts
+    unstable, active, inactive = total.T / len(images)
+    neurons = np.array([layer.neurons for layer in layers])
+    return MeanStability(engine, tuple(layer.name for layer in layers), neurons, unstable, active, inactive)
