@@ -19,7 +19,6 @@ import verifier
 from certprune.checkpoint import Architecture, Saved, load, read_tensors, save, write_tensors
 from certprune.models import ModelSpec
 from certprune.prune.hydra import Hydra
-from certprune.prune.hydra_stability import HydraStability
 from certprune.prune.magnitude import Magnitude
 from certprune.prune.mask import Layers, Mask, Scope, apply, full, select, sparsity
 from certprune.prune.scorer import Context, Scorer
@@ -28,6 +27,7 @@ from certprune.train.net import Net
 from certprune.train.objectives.crown_ibp import CrownIbp
 from certprune.train.objectives.fgsm import FgsmGradAlign
 from certprune.train.regularizers import NormalizedReluStability, Regularizer
+from certprune.train.stability_distance import StabilityDistance
 from certprune.train.weights import Weights
 
 EPS, SELECTION, SPARSITY, WIDTH = 0.1, 5000, 0.93, 0.25
@@ -36,8 +36,8 @@ DENSE = {
     "certified": FitConfig(8, EPS, CrownIbp(hardest=3), lr=1e-3, warmup=0.5, ramp=2.0),
 }
 TUNE = {
-    "adversarial": FitConfig(5, EPS, FgsmGradAlign(share=0.25), lr=2e-3),
-    "certified": FitConfig(5, EPS, CrownIbp(hardest=3), lr=1e-3),
+    "adversarial": FitConfig(4, EPS, FgsmGradAlign(share=0.25), lr=1e-3),
+    "certified": FitConfig(4, EPS, CrownIbp(hardest=3), lr=1e-3),
 }
 """Fine-tuning: eps is at its end from the start, so that CROWN-IBP's mixture is that of the end of its ramp: intervals."""
 
@@ -51,19 +51,19 @@ class Method:
 
 
 NRS = {"adversarial": 1.0, "certified": 0.1}
-"""Weight of the normalised stability term, chosen on the selection images."""
+DISTANCE = {"adversarial": 0.5, "certified": 0.1}
+"""Weights of the stability terms: of the published one, and of ours."""
 
 
 def methods(training: str) -> dict[str, Method]:
-    """The rows of the table after `dense`."""
-    weight = NRS[training]
-    nrs = (NormalizedReluStability(weight),)
+    """The rows of the table after `dense`; `ours` learns its mask and its weights under our stability term, `stable` is ours without pruning."""
+    nrs, distance = (NormalizedReluStability(NRS[training]),), (StabilityDistance(DISTANCE[training]),)
     return {
         "magnitude": Method(Magnitude()),
         "magnitude+nrs": Method(Magnitude(), nrs),
         "hydra": Method(Hydra(epochs=1)),
-        "hydra-stability": Method(HydraStability(epochs=1, weight=weight), nrs),
-        "nrs, unpruned": Method(None, nrs),
+        "ours": Method(Hydra(epochs=1), distance),
+        "stable": Method(None, distance),
     }
 
 
@@ -116,8 +116,7 @@ def pruned(run: Run, model: torch.nn.Module, scorer: Scorer, config: FitConfig, 
         return read_tensors(kept)
     net = Net(model, run.architecture.input_shape)
     generator = torch.Generator().manual_seed(config.seed)
-    without = replace(config, regularizers=())
-    context = Context(net, full(model, Layers.CONV), *run.train, without, SPARSITY, generator=generator, scope=Scope.GLOBAL)
+    context = Context(net, full(model, Layers.CONV), *run.train, config, SPARSITY, generator=generator, scope=Scope.GLOBAL)
     mask = select(scorer(context), SPARSITY, Scope.GLOBAL, context.mask)
     write_tensors(mask, kept)
     return mask
