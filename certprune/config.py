@@ -58,8 +58,8 @@ class DataConfig:
 class VerifyConfig:
     """The property: no input within `eps` (pixels in [0, 1]) has another label. `selection`, `test`: how many images of each split are certified.
 
-    `timeout_s`: for each image. `tightness`: on how many of them bound engines are compared with branch and bound. `strong_attack`: how many of
-    the certified ones are attacked by 200 steps and 50 restarts.
+    `timeout_s`: for each image. Of these images, `stability`: over how many unstable neurons are averaged, `tightness`: on how many bound
+    engines are compared with branch and bound, `strong_attack`: how many of the certified ones are attacked by 200 steps and 50 restarts.
     """
 
     eps: float
@@ -67,6 +67,7 @@ class VerifyConfig:
     selection: int = 200
     test: int = 1000
     timeout_s: float = 10.0
+    stability: int = 100
     tightness: int = 0
     strong_attack: int = 0
 
@@ -76,6 +77,7 @@ class VerifyConfig:
         check(self.selection >= 1, "selection", self.selection, "at least 1")
         check(self.test >= 1, "test", self.test, "at least 1")
         check(0 < self.timeout_s <= 1e7, "timeout_s", self.timeout_s, "seconds above 0, at most 1e7")
+        check(self.stability >= 1, "stability", self.stability, "at least 1")
         check(self.tightness >= 0, "tightness", self.tightness, "at least 0")
         check(self.strong_attack >= 0, "strong_attack", self.strong_attack, "at least 0")
 

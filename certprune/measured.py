@@ -48,6 +48,14 @@ class Question:
     seed: int
     device: str
 
+    @property
+    def around(self) -> verifier.Perturbation:
+        return verifier.Perturbation(self.verify.eps, self.verify.norm, (0.0, 1.0))
+
+    @property
+    def config(self) -> verifier.Config:
+        return verifier.Config(self.verify.timeout_s, self.device, seed=self.seed)
+
 
 def measure(onnx: Path, question: Question, folder: Path, listener: Callable[[int, int], None]) -> dict[str, Any]:
     """Everything of a results row that the file and the images tell, and what the next round may learn from.
@@ -61,22 +69,19 @@ def measure(onnx: Path, question: Question, folder: Path, listener: Callable[[in
     for start in range(0, count, PIECE):
         path = folder / "pieces" / f"{start}.json"
         if not path.exists():
-            write_json(_piece(graph, question, range(start, min(start + PIECE, count)), path), path)
+            write_json(_piece(graph, question, range(start, min(start + PIECE, count))), path)
         pieces += read_json(path)
         listener(min(start + PIECE, count), count)
-    row = _shares(pieces) | _network(onnx, graph, question)
+    row = _shares(pieces) | _network(onnx, graph, question, count) | {"survived_attack": _survives(graph, question, pieces)}
     note = f"clean {row['clean']:.1%}, certified {row['certified']:.1%}" + (
         f" to {row['certified_upper']:.1%}" if row["certified_upper"] > row["certified"] else "")
     return {"files": [], "row": row, "findings": _findings(graph, pieces), "note": note}
 
 
-def _piece(graph: verifier.Graph, question: Question, which: range, path: Path) -> list[dict[str, Any]]:
+def _piece(graph: verifier.Graph, question: Question, which: range) -> list[dict[str, Any]]:
     """The outcomes of some images, as plain values."""
-    asked = question.verify
-    around = verifier.Perturbation(asked.eps, asked.norm, (0.0, 1.0))
-    config = verifier.Config(asked.timeout_s, question.device, seed=question.seed)
     part = question.split.of(slice(which.start, which.stop))
-    found = list(verifier.measure_accuracy(graph, part.x[:], part.y, around, config))
+    found = list(verifier.measure_accuracy(graph, part.x[:], part.y, question.around, question.config))
     if any(one.row.verdict.reason is verifier.Reason.INTERRUPTED for one in found):
         raise KeyboardInterrupt
     return [_plain(one, which.start) for one in found]
@@ -109,12 +114,43 @@ def _shares(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _network(onnx: Path, graph: verifier.Graph, question: Question) -> dict[str, Any]:
-    """Stability, size and tightness; None where nothing was measured."""
+def _network(onnx: Path, graph: verifier.Graph, question: Question, count: int) -> dict[str, Any]:
+    """Size, stability over the first images of all, and the tightness of engines on the first few."""
+    asked, size = question.verify, verifier.network_size(onnx)
+    part = question.split.of(slice(min(count, asked.stability)))
+    ibp, crown = (verifier.stability_of_images(graph, part.x[:], question.around, engine) for engine in ("ibp", "crown"))
+    layers = [
+        {"name": name, "neurons": int(neurons), "ibp": _mean(ibp, k), "crown": _mean(crown, k)}
+        for k, (name, neurons) in enumerate(zip(ibp.names, ibp.neurons))
+    ]
     return {
-        "unstable_ibp": None, "unstable_crown": None, "layers": [], "parameters": None, "nonzero": None, "flops": None, "flops_nonzero": None,
-        "survived_attack": None, "tightness": [],
+        "parameters": size.parameters, "nonzero": size.nonzero_parameters, "flops": size.flops, "flops_nonzero": size.nonzero_flops,
+        "unstable_ibp": float(ibp.unstable.sum()), "unstable_crown": float(crown.unstable.sum()), "layers": layers,
+        "tightness": _tightness(graph, question, min(count, asked.tightness)),
     }
+
+
+def _mean(stability: verifier.MeanStability, k: int) -> dict[str, float]:
+    return {key: float(getattr(stability, key)[k]) for key in ("unstable", "active", "inactive")}
+
+
+def _tightness(graph: verifier.Graph, question: Question, count: int) -> list[dict[str, Any]]:
+    """Each engine's mean distance to what branch and bound proved, of the images where it proved anything."""
+    if count == 0:
+        return []
+    part = question.split.of(slice(count))
+    gaps = verifier.tightness(graph, part.x[:], part.y, question.around, question.config).gaps()
+    finite = {engine: gap[np.isfinite(gap)] for engine, gap in gaps.items()}
+    return [{"engine": engine, "gap": float(gap.mean()) if len(gap) else None} for engine, gap in finite.items()]
+
+
+def _survives(graph: verifier.Graph, question: Question, pieces: Sequence[dict[str, Any]]) -> bool | None:
+    """Whether every certified image, of the first `strong_attack` certified ones, survives the strong attack; None where there is none."""
+    certified = [image["index"] for image in pieces if image["verdict"] == "verified"][: question.verify.strong_attack]
+    if not certified:
+        return None
+    part = question.split.of(certified)
+    return bool(verifier.survives_attack(graph, part.x[:], part.y, question.around, seed=question.seed).all())
 
 
 def _findings(graph: verifier.Graph, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
