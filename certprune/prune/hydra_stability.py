@@ -21,7 +21,7 @@ class HydraStability:
     epochs: int = 5
     lr: float = 0.1
     optimizer: str = "sgd"
-    weight: float = 0.05
+    weight: float = 1.0
     engine: str = "ibp"
     name: ClassVar[str] = "hydra-stability"
     granularity: ClassVar[Literal["weight"]] = "weight"

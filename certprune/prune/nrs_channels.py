@@ -12,7 +12,7 @@ from certprune.prune.channels import over_channels, value_of_layer
 from certprune.prune.gradients import batches, drawn, with_batch
 from certprune.prune.mask import Scores, weights_of
 from certprune.prune.scorer import Context
-from certprune.prune.stability import instabilities
+from certprune.prune.stability import ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class NrsChannels:
         index = drawn(context, self.images)
         total: dict[str, Tensor] = {}
         for batch in batches(with_batch(context, 128), index):
-            for name, neurons in instabilities(batch, self.engine).items():
+            for name, neurons in ((name, value.instability()) for name, value in ranges(batch, self.engine).items()):
                 mean = -neurons.double().flatten(2).mean(2) if neurons.ndim > 2 else -neurons.double()
                 total[name] = total.get(name, 0) + mean.sum(0) / len(index)
         return total

@@ -6,7 +6,7 @@ removal would stabilise those neurons on those images, and worth more the more i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +16,7 @@ import verifier
 from certprune.prune.gradients import batches, drawn, gradient, mean_gradients, split, with_batch
 from certprune.prune.mask import Scope, Scores, weights_of
 from certprune.prune.scorer import Context, Findings
-from certprune.prune.stability import instabilities
+from certprune.prune.stability import Range, ranges
 
 # Images in a batch of bounds: as many as BatchNorm's statistics want, as few as memory does.
 COMPANY = 32
@@ -28,8 +28,10 @@ class VerificationGuided:
 
     L is the objective's loss over `images` drawn images and, `hard` times each, those undecided or falsified. R = the mean over
     undecided images and neurons n, weighted by how often n was split, of -tanh(1 + l_n u_n / gamma_n^2). To first order, removing w changes R
-    by -w dR/dw, so the last term is what its removal gains in stability. Means are over the living weights that compete with w, so `taylor` and
-    `stability` have no unit. Without findings (before the first verification) all neurons and images weigh the same.
+    by -w dR/dw, so the last term is what its removal gains in stability. The derivative is through the bounds' width u - l alone, their centre
+    held: biases and BatchNorm move centres at will in the training that follows, and otherwise the weights of one sign would be removed, which
+    makes a neuron stable by killing it. Means are over the living weights that compete with w, so `taylor` and `stability` have no unit.
+    Without findings (before the first verification) all neurons and images weigh the same.
 
     Both gradients see BatchNorm over the batch, which undoes any scaling of a neuron: what counts is a weight's share of the bounds' width
     against its share of the neuron's spread over images. `bounded`: on how many images R is taken. `engine`: whose bounds, `crown`, or `ibp`:
@@ -70,7 +72,7 @@ class VerificationGuided:
         order = shuffled(torch.arange(len(index)), context)
         found: Scores = {}
         for batch, of_images in zip(batches(with_batch(context, COMPANY), index[order]), split(counts[order], COMPANY)):
-            total = split_instability(instabilities(batch, self.engine), findings.splits, of_images.to(batch.x.device))
+            total = split_instability(width_terms(ranges(batch, self.engine)), findings.splits, of_images.to(batch.x.device))
             found = {name: found.get(name, 0) + g for name, g in gradient(context, batch, total).items()}
         return found
 
@@ -91,6 +93,11 @@ def checked(context: Context) -> Findings:
 
 def shuffled(values: Tensor, context: Context) -> Tensor:
     return values[torch.randperm(len(values), generator=context.generator)]
+
+
+def width_terms(found: Mapping[str, Range]) -> dict[str, Tensor]:
+    """Each neuron's instability as a function of its radius alone: the centre is held constant."""
+    return {name: replace(value, centre=value.centre.detach()).instability() for name, value in found.items()}
 
 
 def split_instability(terms: Mapping[str, Tensor], splits: Mapping[str, Tensor], of_images: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ from tests.pruning import context_of, small_convnet, small_mlp, states_equal
 
 QUICK = {
     "hydra": Hydra(epochs=1), "hydra-stability": HydraStability(epochs=1), "adv-admm": AdvAdmm(epochs=1), "snip": Snip(images=32),
-    "taylor": Taylor(images=32), "nrs-channels": NrsChannels(images=32), "verification-guided": VerificationGuided(images=32, bounded=16, engine="ibp"),
+    "taylor": Taylor(images=32), "nrs-channels": NrsChannels(images=32),
+    "verification-guided": VerificationGuided(images=32, bounded=16, engine="ibp"),
 }
 METHODS = {name: QUICK.get(name) or method() for name, method in SCORERS.items()}
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
