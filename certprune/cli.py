@@ -46,6 +46,7 @@ def loop(options: LoopOptions) -> None:
     configuration leaves as it was.
     """
     from certprune.loop import run_loop, stage_count
+    from certprune.reported import report_run
 
     config = _config(options, options.config)
     folder = options.runs / config.name
@@ -55,11 +56,13 @@ def loop(options: LoopOptions) -> None:
         except KeyboardInterrupt:
             raise _Kept(f"Interrupted: {bars.finished} finished stages and every finished epoch are kept in {folder}; "
                         "the same command goes on from there.") from None
+    page = report_run(folder, options.data_dir)
     print(table(result.rows))
     if bars.reused:
         tell(f"{len(bars.reused)} of {bars.finished} stages were found in {folder}/stages, and used again.")
     if result.picked:
         tell(f"Picked by the selection split: {result.picked[0]}. Rows are in {folder}/results.json and results.csv.")
+    tell(f"The report: {page}")
 
 
 class _Kept(Exception):

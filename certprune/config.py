@@ -122,12 +122,17 @@ class LoopConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        sound_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)
-        check(sound_name is not None, "name", self.name, "letters, digits, '.', '_' and '-': it names a folder")
+        check(_names_a_folder(self.name), "name", self.name, "letters, digits, '.', '_' and '-': it names a folder")
+        for arm in self.prune:
+            check(_names_a_folder(arm) and arm != "dense", "the name of an arm", arm, "letters, digits, '.', '_' and '-', and not dense")
         check(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
         check(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", self.device, "auto, cpu, cuda, or one as cuda:1")
         early = max((arm.rewind_epoch for arm in self.prune.values() if arm.after is After.REWIND), default=0)
         check(early <= self.train.epochs, "prune.rewind_epoch", early, f"at most the {self.train.epochs} epochs of [train]")
+
+
+def _names_a_folder(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
 
 
 def check(holds: bool, key: str, value: object, expected: str) -> None:

@@ -92,7 +92,8 @@ def run_loop(config: LoopConfig, runs: Path, tell: Listener) -> Result:
     order = [best(picks), *picks] if picks else []
     picked = tuple(dict.fromkeys(pick.candidate.name for pick in order))
     write_json({"picked": list(picked)}, folder / "picked.json")
-    return Result(folder, _write(run, found), picked)
+    rows = _write(run, found)
+    return Result(folder, rows, picked)
 
 
 def evaluate_file(onnx: Path, config: LoopConfig, images: Images, split: str, folder: Path, listener: Callable[[int, int], None]) -> str:

@@ -39,7 +39,6 @@ rewind_epoch = 1
 [prune.verification-guided]
 method = { name = "verification-guided", images = 16 }
 feedback = "scores-and-images"
-rounds = 2
 
 [verify]
 eps = 0.02

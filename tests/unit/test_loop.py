@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result, li
 def test_rows_are_of_every_network_on_its_splits(finished: tuple[Path, Result, list[Step]]) -> None:
     _, result, _ = finished
     selection = [(row.method, row.round) for row in result.rows if row.split == "selection"]
-    assert selection == [("dense", 0), ("magnitude", 1), ("magnitude", 2), ("early", 1), ("verification-guided", 1), ("verification-guided", 2)]
+    assert selection == [("dense", 0), ("magnitude", 1), ("magnitude", 2), ("early", 1), ("verification-guided", 1)]
     tested = [row.name for row in result.rows if row.split == "test"]
     assert tested[0] == "dense" and sorted(tested[1:]) == sorted(result.picked) and len(result.picked) == 3
     assert {row.name: round(row.sparsity, 2) for row in result.rows}["magnitude-2"] == 0.5
@@ -116,20 +116,26 @@ class Cut(Exception):
     """Stands for the end of the process."""
 
 
+class Scissors:
+    """A listener that lets so many steps pass."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, _: Step) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Cut
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_a_run_cut_at_any_step_ends_as_one_that_was_not(finished: tuple[Path, Result, list[Step]], tmp_path: Path, seed: int) -> None:
     """Every call of the listener is a place to be cut: after a batch, a piece of images, before and after a stage."""
     _, result, told = finished
     moments = random.Random(seed)
     for limit in (len(told), 30):  # cut somewhere in the whole run, then soon after it has begun again
-
-        def listener(_: Step, left: list[int] = [moments.randrange(limit)]) -> None:  # noqa: B006 (a counter of this listener's own)
-            left[0] -= 1
-            if left[0] < 0:
-                raise Cut
-
         with contextlib.suppress(Cut):
-            run_loop(read(TINY, "tiny"), tmp_path, listener)
+            run_loop(read(TINY, "tiny"), tmp_path, Scissors(moments.randrange(limit)))
     run_loop(read(TINY, "tiny"), tmp_path, silent)
     assert rows_of(tmp_path / "tiny") == rows_of(result.folder)
 

@@ -15,11 +15,14 @@ from certprune.train.objectives.natural import Natural
 from certprune.train.objectives.objective import Objective
 from certprune.train.objectives.pgd import Pgd
 from certprune.train.objectives.sabr import Sabr
+from certprune.train.stability_distance import StabilityDistance
 
 OBJECTIVES: dict[str, type[Objective]] = {
     kind.name: kind for kind in (Natural, Pgd, FgsmGradAlign, Gaussian, Ibp, CrownIbp, Sabr, MtlIbp, CcIbp, ExpIbp, MixTrain)
 }
 REGULARIZERS: dict[str, type[terms.Regularizer]] = {
     kind.name: kind
-    for kind in (terms.ReluStability, terms.NormalizedReluStability, terms.L1, terms.Slimming, warmup.BoundTightness, warmup.ReluBalance)
+    for kind in (
+        terms.ReluStability, terms.NormalizedReluStability, StabilityDistance, terms.L1, terms.Slimming, warmup.BoundTightness, warmup.ReluBalance,
+    )
 }
