@@ -13,9 +13,9 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Certifies a small trained network that comes with the repository.
+# The whole loop on the digits that come with the package: trains, prunes, exports and certifies; runs/digits/report.html shows it.
 demo: install
-	$(RUN) -m examples.digits.demo
+	$(RUN) -m certprune.cli loop --preset digits
 
 # Everything but what is marked slow.
 quick: install
