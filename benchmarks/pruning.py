@@ -33,13 +33,13 @@ from certprune.train.weights import Weights
 EPS, SELECTION, SPARSITY, WIDTH = 0.1, 5000, 0.93, 0.25
 DENSE = {
     "adversarial": FitConfig(8, EPS, FgsmGradAlign(share=0.25), lr=2e-3, ramp=1.0),
-    "certified": FitConfig(8, EPS, CrownIbp(hardest=3), lr=1e-3, warmup=0.5, ramp=2.0),
+    "certified": FitConfig(5, EPS, CrownIbp(final_beta=1.0, hardest=3), lr=1e-3, warmup=0.5, ramp=2.0),
 }
 TUNE = {
     "adversarial": FitConfig(4, EPS, FgsmGradAlign(share=0.25), lr=1e-3),
-    "certified": FitConfig(4, EPS, CrownIbp(hardest=3), lr=1e-3),
+    "certified": FitConfig(2, EPS, CrownIbp(final_beta=1.0, hardest=3), lr=1e-3),
 }
-"""Fine-tuning: eps is at its end from the start, so that CROWN-IBP's mixture is that of the end of its ramp: intervals."""
+"""Fine-tuning: eps is at its end from the start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import verifier
+from certprune.train.folded import folded
 from certprune.train.tensors import substituted
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -61,7 +62,7 @@ class Net:
     def graph(self, statistics: dict[str, Tensor]) -> verifier.Graph:
         """The network as `verifier` sees it, in eval mode with these statistics of BatchNorm by buffer name (running ones where none is given)."""
         with _mode(self.model, training=False), substituted(self.model, statistics):
-            return self.trace.graph()
+            return folded(self.trace.graph())
 
 
 def statistics_of(seen: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -201,15 +202,17 @@ class Batch:
         return self._bounds["ibp"]
 
     def crown_ibp(self, hardest: int) -> Tensor:
-        """Lower bounds of the margins, `(B, classes)`: CROWN over interval bounds of neurons for the `hardest` margins of each image by the
+        """Margins `(B, classes)`: for the `hardest` ones of each image at the image itself, CROWN's lower bounds over interval bounds of neurons;
 
-        intervals, the intervals' own for the others.
+        the others as they are at the image, which bounds them from above. With `hardest` at least classes - 1 all are lower bounds.
         """
-        easy = self.ibp()
-        chosen = easy.lower.detach().scatter(1, self.y.unsqueeze(1), torch.inf).topk(min(hardest, self.net.classes - 1), largest=False).indices
+        margins = self.clean.gather(1, self.y.unsqueeze(1)) - self.clean
+        others = margins.detach().scatter(1, self.y.unsqueeze(1), torch.inf)
+        chosen = others.topk(min(hardest, self.net.classes - 1), largest=False).indices
         rows = self.rows().gather(1, chosen.unsqueeze(2).expand(-1, -1, self.net.classes))
-        request = verifier.BoundRequest(self.graph(), self.box(), rows=rows, upper_too=False, intermediate=easy.intermediate)
-        return easy.lower.scatter(1, chosen, verifier.crown(request, verifier.IbpOnly()).lower)
+        known = self.ibp().intermediate
+        request = verifier.BoundRequest(self.graph(), self.box(), rows=rows, upper_too=False, intermediate=known)
+        return margins.scatter(1, chosen, verifier.crown(request, verifier.IbpOnly()).lower)
 
     def crown(self) -> verifier.BoundResult:
         """CROWN bounds of the margins and of every neuron that intervals leave unstable: tight, and dear."""

@@ -13,6 +13,7 @@ from certprune.train.initialise import initialise_for_ibp
 from certprune.train.net import Batch, Net
 from certprune.train.objectives.registry import REGULARIZERS
 from certprune.train.regularizers import L1, NormalizedReluStability, Regularizer, ReluStability, Slimming
+from certprune.train.stability_distance import StabilityDistance
 from certprune.train.warmup_regularizers import BoundTightness, ReluBalance
 from tests.tiny_net import SHAPE, intervals, layers_of, tiny_images, tiny_net
 from tests.tolerances import EXACT
@@ -42,6 +43,14 @@ def normalized(model: nn.Module) -> Tensor:
     return torch.cat(terms).mean()
 
 
+def distance(model: nn.Module) -> Tensor:
+    layers = []
+    for (low, high), norm in zip(boxes(model), (model[1], model[4])):
+        gamma = norm.weight.detach().abs().repeat_interleave(low.shape[1] // len(norm.weight))
+        layers.append((torch.relu(torch.minimum(high, -low)) / gamma).mean())
+    return sum(layers) / len(layers)
+
+
 def tightness(model: nn.Module) -> Tensor:
     x, _ = tiny_images()
     at_input = ((x + EPS).clamp(0, 1) - (x - EPS).clamp(0, 1)).mean() / 2
@@ -62,6 +71,7 @@ def balance(model: nn.Module) -> Tensor:
 PAPERS: list[tuple[Regularizer, Callable[[nn.Module], Tensor]]] = [
     (ReluStability(0.3), lambda m: 0.3 * relu_stability(m)),
     (NormalizedReluStability(0.3), lambda m: 0.3 * normalized(m)),
+    (StabilityDistance(0.3), lambda m: 0.3 * distance(m)),
     (L1(0.3), lambda m: 0.3 * (m[0].weight.abs().sum() + m[3].weight.abs().sum() + m[7].weight.abs().sum())),
     (Slimming(0.3), lambda m: 0.3 * (m[1].weight.abs().sum() + m[4].weight.abs().sum())),
     (BoundTightness(0.3), lambda m: 0.3 * tightness(m)),

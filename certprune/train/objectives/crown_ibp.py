@@ -17,8 +17,8 @@ from certprune.train.objectives.ibp import mixed
 class CrownIbp:
     """With `final_beta` 0 training ends as IBP training, which is cheap; with 1 it stays CROWN-IBP to the end.
 
-    `hardest`: how many margins of an image CROWN bounds, those that the intervals leave lowest; they make nearly all of the loss, and a pass costs
-    in proportion to them. The others keep their interval bounds, so that the loss stays an upper bound.
+    `hardest`: how many margins of an image CROWN bounds, the smallest at the image itself; a pass costs in proportion to them. The others enter as
+    they are at the image: so with fewer than all of them the loss is an upper bound of the worst case over the hardest classes alone.
     """
 
     final_kappa: float = 0.0
