@@ -267,3 +267,15 @@ def test_it_trains_on_digits(name: str) -> None:
     losses = [epoch.loss for epoch in list(fit(Task(Net(model, (1, 8, 8)), Weights(model, {}), x, y, config)))[-1].epochs]
     assert losses[2] < losses[1] < losses[0]
     assert losses[2] < 0.8 * losses[0]
+
+
+def test_crown_bounds_the_hardest_margins_and_leaves_the_others_as_they_are() -> None:
+    batch = batch_of(tiny_net.tiny_net())
+    every, one = batch.crown_ibp(99), batch.crown_ibp(1)
+    margins = batch.clean.gather(1, batch.y[:, None]) - batch.clean
+    hardest = margins.scatter(1, batch.y[:, None], torch.inf).argmin(1)
+    rows = torch.arange(len(margins))
+    torch.testing.assert_close(one[rows, hardest], every[rows, hardest], rtol=0, atol=EXACT)
+    rest = torch.ones_like(margins, dtype=torch.bool).index_put((rows, hardest), torch.tensor(False))
+    assert torch.equal(one[rest], margins[rest])
+    assert bool((every <= margins + EXACT).all()) and not torch.allclose(every, margins, atol=1e-3)
