@@ -1,7 +1,7 @@
 """Pruning methods by what a verifier can prove afterwards, on Fashion-MNIST at eps 0.1: the table beside that of Li et al., arXiv:2206.07311.
 
-    python -m benchmarks.pruning train adversarial dense magnitude magnitude+nrs hydra hydra+nrs --runs runs/fashion
-    python -m benchmarks.pruning certify --runs runs/fashion --images 1000 --timeout 3
+    python -m benchmarks.pruning --runs runs/fashion train adversarial dense magnitude magnitude+nrs hydra ours
+    python -m benchmarks.pruning --runs runs/fashion certify adversarial-dense-0 adversarial-ours-0 --images 1000 --timeout 2
 
 Each network is a checkpoint and an ONNX file in the folder of runs; a training that was cut goes on from its last whole epoch, a certification from
 its last image. The last 5,000 training images are never trained on: whatever is chosen is chosen on them, the test images only measure.
@@ -9,14 +9,18 @@ its last image. The last 5,000 training images are never trained on: whatever is
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+import csv
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import verifier
+from benchmarks.rows import circumstances
 from certprune.checkpoint import Architecture, Saved, load, read_tensors, save, write_tensors
+from certprune.config import VerifyConfig
+from certprune.measured import CHECKED, Question, export, measure
 from certprune.models import ModelSpec
 from certprune.prune.hydra import Hydra
 from certprune.prune.magnitude import Magnitude
@@ -69,11 +73,11 @@ def methods(training: str) -> dict[str, Method]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where runs are kept, and what they train on: `train` to learn from, `selection` to choose by, 8-bit images `(N, 1, 28, 28)`."""
+    """Where runs are kept, and what they train on: `train` to learn from, 8-bit images `(N, 1, 28, 28)`; `test` to measure."""
 
     folder: Path
     train: tuple[Tensor, Tensor]
-    selection: tuple[Tensor, Tensor]
+    test: verifier.Split
     architecture: Architecture
 
     @staticmethod
@@ -83,7 +87,7 @@ class Run:
         cut = len(x) - SELECTION
         mean, std = (tuple(round(float(v), 4) for v in moment) for moment in data.moments())
         architecture = Architecture(ModelSpec("paper7", width=WIDTH), tuple(x.shape[1:]), len(data.classes), mean, std)
-        return Run(folder, (x[:cut], y[:cut]), (x[cut:], y[cut:]), architecture)
+        return Run(folder, (x[:cut], y[:cut]), data.test, architecture)
 
     def path(self, training: str, method: str, seed: int, suffix: str = ".pt") -> Path:
         return self.folder / f"{training}-{method.replace(', ', '-')}-{seed}{suffix}"
@@ -137,19 +141,95 @@ def learn(run: Run, model: torch.nn.Module, mask: Mask, config: FitConfig, path:
     partial.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network's file on the first test images. Shares of all images; `certified_upper` counts the undecided as certified."""
+
+    training: str
+    method: str
+    seed: int
+    width: float
+    sparsity: float
+    epochs: int
+    images: int
+    clean: float
+    pgd: float
+    certified: float
+    certified_upper: float
+    unstable_ibp: float
+    unstable_crown: float
+    seconds_per_image: float
+    domains_per_image: float
+    survived_attack: bool | None
+    nonzero: int
+    bytes_masked: int
+    bytes_compact: int
+    bytes_sparse: int
+    max_difference: float
+    timeout_s: float
+    commit: str
+    device: str
+    threads: int
+    machine: str
+    date: str
+
+
+def certify(run: Run, path: Path, verify: VerifyConfig, threads: int) -> Row:
+    """Exports a network in all forms, each checked against it, and measures the masked file on the first test images."""
+    saved, folder = load(path), path.with_suffix("")
+    about = saved.history[-1]
+    question = Question(run.test, verify.test, verify, seed=0, device="cpu")
+    exported = export(saved, run.test.x[:CHECKED], folder)
+    found = measure(folder / "masked.onnx", question, folder / f"test-{verify.timeout_s:g}s", lambda done, all: tell(path, done, all))["row"]
+    forms = exported["forms"]
+    same = {key: found[key] for key in (f.name for f in fields(Row)) if key in found}
+    return Row(
+        **same, **{f"bytes_{form}": forms[form]["bytes"] for form in forms}, **asdict(circumstances("cpu", threads)), training=about["training"],
+        method=about["method"], seed=about["seed"], width=saved.architecture.spec.width, sparsity=round(exported["sparsity"], 4),
+        epochs=about["epochs"], max_difference=max(form["max_difference"] for form in forms.values()), timeout_s=verify.timeout_s,
+    )
+
+
+def tell(path: Path, done: int, count: int) -> None:
+    print(f"{path.stem}: {done} of {count} images", flush=True)
+
+
+def append(row: Row, path: Path) -> None:
+    """Adds the row, with the names of the columns above the first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+        if new:
+            writer.writeheader()
+        writer.writerow({key: round(value, 5) if isinstance(value, float) and key != "max_difference" else value for key, value in asdict(row).items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("training", choices=sorted(DENSE))
-    parser.add_argument("methods", nargs="+")
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--data-dir")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, required=True, help="where networks are kept")
+    parser.add_argument("--data-dir", help="where the publisher's files lie")
     parser.add_argument("--threads", type=int, default=1)
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="train, or prune and fine-tune, the networks of these methods")
+    training.add_argument("training", choices=sorted(DENSE))
+    training.add_argument("methods", nargs="+", choices=["dense", *methods("adversarial")])
+    training.add_argument("--seed", type=int, default=0)
+    certifying = commands.add_parser("certify", help="export and certify networks, a row each")
+    certifying.add_argument("networks", nargs="+", help="as adversarial-ours-0")
+    certifying.add_argument("--images", type=int, default=1000)
+    certifying.add_argument("--timeout", type=float, default=2.0, help="seconds an image")
+    certifying.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pruning.csv")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     run = Run.of(options.runs, options.data_dir)
-    for method in options.methods:
-        train(run, options.training, method, options.seed)
+    if options.command == "train":
+        for method in options.methods:
+            train(run, options.training, method, options.seed)
+        return
+    verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=100)
+    for name in options.networks:
+        append(certify(run, options.runs / f"{name}.pt", verify, options.threads), options.out)
 
 
 if __name__ == "__main__":
