@@ -202,7 +202,7 @@ def append(row: Row, path: Path) -> None:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)])
         if new:
             writer.writeheader()
-        writer.writerow({key: round(value, 5) if isinstance(value, float) and key != "max_difference" else value for key, value in asdict(row).items()})
+        writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in asdict(row).items()})
 
 
 def main() -> None:
