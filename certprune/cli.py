@@ -46,7 +46,6 @@ def loop(options: LoopOptions) -> None:
     configuration leaves as it was.
     """
     from certprune.loop import run_loop, stage_count
-    from certprune.reported import report_run
 
     config = _config(options, options.config)
     folder = options.runs / config.name
@@ -56,6 +55,11 @@ def loop(options: LoopOptions) -> None:
         except KeyboardInterrupt:
             raise _Kept(f"Interrupted: {bars.finished} finished stages and every finished epoch are kept in {folder}; "
                         "the same command goes on from there.") from None
+        except VerifierError as error:
+            kept = f" What was finished ({bars.finished} stages) is kept in {folder}." if bars.finished else ""
+            raise VerifierError(f"{error}{kept}") from None
+    from certprune.reported import report_run  # matplotlib is not needed before
+
     page = report_run(folder, options.data_dir)
     print(table(result.rows))
     if bars.reused:

@@ -33,7 +33,10 @@ class After(str, Enum):
 
 
 class Feedback(str, Enum):
-    """What a round learns from the last verification: nothing; which weights to score low; or that, and the images it failed on once more."""
+    """What a round learns from the last verification: nothing; which weights to score low; or that, and the images it failed on once more.
+
+    Those images are of the selection split. Training on them flatters the later rounds' selection rows a little; the test rows stay honest.
+    """
 
     NONE = "none"
     SCORES = "scores"

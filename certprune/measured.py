@@ -91,7 +91,8 @@ def _plain(one: Any, first: int) -> dict[str, Any]:
     row, verdict = one.row, one.row.verdict
     return {
         "index": first + row.index, "label": row.label, "predicted": row.predicted, "verdict": verdict.status.value, "survives": one.survives,
-        "margin": one.margin, "domains": verdict.domains, "seconds": round(verdict.seconds, 6),
+        "margin": one.margin if one.margin is not None and np.isfinite(one.margin) else None,
+        "domains": verdict.domains, "seconds": round(verdict.seconds, 6),
         "counterexample": None if verdict.counterexample is None else [float(v) for v in verdict.counterexample.x],
         "splits": [list(split) for split in verdict.splits],
     }

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from certprune import __version__
 from certprune.config import digest
 from certprune.progress import Listener, Step
 from verifier import VerifierError
 
 FORMAT = 1
-"""Raised when a stage computes something else than it did: older results are not used again then."""
+"""Raised when a stage computes something else than it did, between releases: older results are not used again then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Store:
             label: for people; the folder's name begins with it.
             depends: everything that the result is a function of.
         """
-        known = digest({"format": FORMAT, "stage": label, **depends})
+        known = digest({"format": FORMAT, "release": __version__, "stage": label, **depends})
         folder = self.root / "stages" / f"{label}-{known}"
         record = self._found(folder)
         if record is not None:
