@@ -19,15 +19,16 @@ from certprune.prune.scorer import Context, Findings
 from certprune.prune.stability import Range, ranges
 
 # Images in a batch of bounds: as many as BatchNorm's statistics want, as few as memory does.
-COMPANY = 32
+BOUNDED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationGuided:
     """score(w) = |w| / mean |w| + taylor * |w dL/dw| / mean |w dL/dw| - stability * (w dR/dw) / mean |w dR/dw|.
 
-    L is the objective's loss over `images` drawn images and, `hard` times each, those undecided or falsified. R = the mean over
-    undecided images and neurons n, weighted by how often n was split, of -tanh(1 + l_n u_n / gamma_n^2). To first order, removing w changes R
+    L is the objective's loss over `images` drawn images and, `hard` times more often each, those undecided or falsified. R is the mean over
+    images i and neurons n of a_i s_n (-tanh(1 + l u / gamma^2))_in, a_i = 1 + hard for undecided images and 1 for drawn ones, s_n = 1 / neurons
+    + n's share of all splits: half is what was found, half is for what will be hard once that is mended. To first order, removing w changes R
     by -w dR/dw, so the last term is what its removal gains in stability. The derivative is through the bounds' width u - l alone, their centre
     held: biases and BatchNorm move centres at will in the training that follows, and otherwise the weights of one sign would be removed, which
     makes a neuron stable by killing it. Means are over the living weights that compete with w, so `taylor` and `stability` have no unit.
@@ -64,14 +65,14 @@ class VerificationGuided:
         return shuffled(torch.cat([drawn(context, self.images), failed.repeat(self.hard)]), context)
 
     def instability_gradients(self, context: Context, findings: Findings) -> Scores:
-        """dR/dw up to a factor; drawn images of weight zero join few undecided ones, so that BatchNorm has a batch to work over."""
-        undecided = shuffled(torch.tensor(findings.undecided, dtype=torch.long), context)[:self.bounded]
-        others = drawn(context, self.bounded)
-        index = others if not len(undecided) else torch.cat([undecided, others])[:max(len(undecided), min(COMPANY, self.bounded))]
-        counts = torch.ones(len(index)) if not len(undecided) else (torch.arange(len(index)) < len(undecided)).float()
+        """dR/dw up to a factor."""
+        undecided = shuffled(torch.tensor(findings.undecided, dtype=torch.long), context)[:self.bounded // 2]
+        others = drawn(context, self.bounded - len(undecided))
+        index, counts = torch.cat([undecided, others]), torch.ones(len(undecided) + len(others))
+        counts[:len(undecided)] += self.hard
         order = shuffled(torch.arange(len(index)), context)
         found: Scores = {}
-        for batch, of_images in zip(batches(with_batch(context, COMPANY), index[order]), split(counts[order], COMPANY)):
+        for batch, of_images in zip(batches(with_batch(context, BOUNDED_AT_ONCE), index[order]), split(counts[order], BOUNDED_AT_ONCE)):
             total = split_instability(width_terms(ranges(batch, self.engine)), findings.splits, of_images.to(batch.x.device))
             found = {name: found.get(name, 0) + g for name, g in gradient(context, batch, total).items()}
         return found
@@ -101,7 +102,7 @@ def width_terms(found: Mapping[str, Range]) -> dict[str, Tensor]:
 
 
 def split_instability(terms: Mapping[str, Tensor], splits: Mapping[str, Tensor], of_images: Tensor) -> Tensor:
-    """The sum over images i and neurons n of a_i s_n terms_in, s the shares of splits (all one, if nothing was split).
+    """The sum over images i and neurons n of a_i s_n terms_in, s_n = 1 / neurons + n's share of all splits.
 
     Args:
         terms: each neuron's instability, `(B, *shape)` by value.
@@ -115,14 +116,14 @@ def split_instability(terms: Mapping[str, Tensor], splits: Mapping[str, Tensor],
     if wrong:
         raise verifier.VerifierError(f"The findings count splits of {wrong[0]!r}, which is no activation's input here, or of another shape: "
                                      "they are of another network.")
-    total = sum(float(count.sum()) for count in splits.values())
+    neurons = sum(term[0].numel() for term in terms.values())
+    total = max(sum(float(count.sum()) for count in splits.values()), 1.0)
     result = of_images.new_zeros(())
     for name, term in terms.items():
-        flat = term.flatten(1)
-        if total > 0 and name not in splits:
-            continue
-        share = splits[name].flatten().to(flat) / total if total > 0 else torch.ones_like(flat[0])
-        result = result + of_images.to(flat) @ flat @ share
+        share = torch.full_like(term[0].flatten(), 1 / neurons)
+        if name in splits:
+            share = share + splits[name].flatten().to(share) / total
+        result = result + of_images.to(share) @ term.flatten(1) @ share
     return result
 
 
