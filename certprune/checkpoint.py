@@ -4,6 +4,7 @@ Files are read without unpickling objects (`weights_only`), and written beside t
 """
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from dataclasses import asdict, dataclass, field
@@ -67,16 +68,14 @@ def write_tensors(content: dict[str, Any], path: str | Path) -> None:
     beside = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, beside)
+        in_memory = io.BytesIO()  # torch's own writer does not say why a file cannot be written
+        torch.save(content, in_memory)
+        beside.write_bytes(in_memory.getbuffer())
         os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+    except OSError as error:
         beside.unlink(missing_ok=True)
         kept = "the older file is kept" if path.exists() else "nothing was written"
-        raise verifier.VerifierError(f"Cannot write {path} ({_reason(error)}): {kept}; make room and start again.") from None
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise verifier.VerifierError(f"Cannot write {path} ({error.strerror}): {kept}; make room and start again.") from None
 
 
 def load(path: str | Path) -> Saved:

@@ -174,6 +174,19 @@ def test_a_full_disk_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
     assert store.read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["done.json"]
 
 
+def test_a_full_disk_leaves_the_older_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "network.pt"
+    checkpoint.write_tensors({"a": torch.ones(2)}, path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(VerifierError, match=r"No space left on device.*older file is kept; make room"):
+        checkpoint.write_tensors({"a": torch.zeros(2)}, path)
+    assert checkpoint.read_tensors(path)["a"].sum() == 2 and [p.name for p in tmp_path.iterdir()] == ["network.pt"]
+
+
 def test_a_run_in_a_place_that_cannot_be_written_is_refused(tiny: Path, tmp_path: Path, capfd: Any) -> None:
     (tmp_path / "file").write_text("")
     assert exit_code("loop", tiny, "--runs", tmp_path / "file" / "runs") == 2
