@@ -65,6 +65,7 @@ def methods(training: str) -> dict[str, Method]:
     return {
         "magnitude": Method(Magnitude()),
         "magnitude+nrs": Method(Magnitude(), nrs),
+        "magnitude+distance": Method(Magnitude(), distance),
         "hydra": Method(Hydra(epochs=1)),
         "ours": Method(Hydra(epochs=1), distance),
         "stable": Method(None, distance),
@@ -227,7 +228,7 @@ def main() -> None:
         for method in options.methods:
             train(run, options.training, method, options.seed)
         return
-    verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=100)
+    verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=50)
     for name in options.networks:
         append(certify(run, options.runs / f"{name}.pt", verify, options.threads), options.out)
 
