@@ -26,7 +26,7 @@ MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚
 LINES = ("-", "--", ":")
 SETTINGS = {
     "svg.fonttype": "none",
-    "font.family": ["DejaVu Sans", "Verdana", "sans-serif"],
+    "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -102,7 +102,7 @@ def panels(rows: Sequence[Row], drawn: dict[str, Look], name: str) -> list[Drawi
 
 def _panel(rows: Sequence[Row], panel: Panel, drawn: dict[str, Look], name: str) -> Drawing:
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.4, 3.1), layout="constrained")
+        figure = Figure(figsize=(3.8, 2.9), layout="constrained")
         axes = figure.subplots()
         said = []
         for method, look in drawn.items():
@@ -136,14 +136,14 @@ def _series(axes: Axes, panel: Panel, points: list[tuple[float, float, Row]], lo
 def _scale(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
     """Percent stays inside 0..100; counts and times start at 0, times over more than a factor of ten are logarithmic."""
     axes.margins(x=0.06, y=0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if panel.scale == 100.0:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -2.0), min(high, 102.0))
     elif min(values) > 0 and max(values) > 10 * min(values) and "time" in panel.label:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.1 * max(values) or 1.0)
 
 
 def stability(row: Row, name: str) -> Drawing | None:
@@ -152,7 +152,7 @@ def stability(row: Row, name: str) -> Drawing | None:
     if not layers:
         return None
     with matplotlib.rc_context({**SETTINGS, "axes.grid.axis": "x", "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.4, 0.75 + 0.5 * len(layers)), layout="constrained")
+        figure = Figure(figsize=(4.2, 0.75 + 0.5 * len(layers)), layout="constrained")
         axes = figure.subplots()
         for place, layer in enumerate(layers):
             _bars(axes, place, layer)
@@ -193,6 +193,7 @@ def _svg(figure: Figure, name: str) -> str:
     width, height = (math.ceil(float(size)) for size in re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text).groups())
     text = re.sub(r'^<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" width="{width}" height="{height}" aria-hidden="true">', text, count=1)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return text

@@ -59,7 +59,8 @@ def write_report(rows: list[dict[str, Any]], about: dict[str, Any], images: Imag
 
 def render(rows: Sequence[Row], about: dict[str, Any], images: Images | None) -> str:
     """The text of the page; the same rows give the same text."""
-    environment = Environment(loader=PackageLoader("certprune.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    place = PackageLoader("certprune.report", ".")
+    environment = Environment(loader=place, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     looks = figures.looks([row.method for row in rows])
     splits = sorted({row.split for row in rows}, key=lambda split: (split != "test", split))
     by_split = {split: [row for row in rows if row.split == split] for split in splits}

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from certprune.rows import ImageResult
-from verifier import ShapeError
+from verifier import VerifierError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.x.ndim != 4:
-            raise ShapeError(f"The images of the report have shape {self.x.shape}: give (N, C, H, W).")
+            raise VerifierError(f"The images of the report have shape {self.x.shape}: give (N, C, H, W).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,16 @@ class Triple:
 
 
 def triple(result: ImageResult, images: Images, where: str) -> Triple:
-    """x, x' and x' - x; of the difference white is no change, red brighter and blue darker, full colour the largest change (colour images: grey is none).
+    """x, x' and x' - x; of the difference white is no change, red brighter, blue darker, full colour the largest change (RGB: grey is none).
 
     Raises:
-        ShapeError: the image is not there, or the counterexample has another number of pixels.
+        VerifierError: the image is not there, or the counterexample has another number of pixels.
     """
     shape = images.x.shape[1:]
     if result.index >= len(images.x):
-        raise ShapeError(f"{where}: image {result.index} is not among the {len(images.x)} images of split {images.split!r}: are they of another split?")
+        raise VerifierError(f"{where}: image {result.index} is not among the {len(images.x)} images given: are they of another split?")
     if len(result.counterexample) != int(np.prod(shape)):
-        raise ShapeError(f"{where}: the counterexample of image {result.index} has {len(result.counterexample)} pixels, an image {shape}.")
+        raise VerifierError(f"{where}: the counterexample of image {result.index} has {len(result.counterexample)} pixels, an image {shape}.")
     x = np.asarray(images.x[result.index], dtype=np.float64)
     found = np.asarray(result.counterexample, dtype=np.float64).reshape(shape)
     largest = float(np.abs(found - x).max())

@@ -93,15 +93,12 @@ def sizes(rows: Sequence[Row]) -> Table:
     )  # fmt: skip
     lines = []
     for r in rows:
-        forms = [None if r.bytes is None else size for size in (r.bytes and (r.bytes.masked, r.bytes.compact, r.bytes.sparse)) or (None,) * 3]
+        forms = (None, None, None) if r.bytes is None else (r.bytes.masked, r.bytes.compact, r.bytes.sparse)
         share = r.nonzero / r.parameters if r.nonzero is not None and r.parameters else None
-        lines.append(
-            (
-                _word(r.name), _cell(r.parameters), _cell(r.nonzero), Cell(percent(share).removesuffix(" %"), share), _cell(r.flops),
-                _cell(r.flops_nonzero), *(_cell(size, DASH if size is None else f"{size / 1024:,.1f}") for size in forms),
-                _cell(r.max_difference, DASH if r.max_difference is None else f"{r.max_difference:.1e}"),
-            )  # fmt: skip
-        )
+        counts = (_cell(r.parameters), _cell(r.nonzero), Cell(percent(share).removesuffix(" %"), share), _cell(r.flops), _cell(r.flops_nonzero))
+        files = (_cell(size, DASH if size is None else f"{size / 1024:,.1f}") for size in forms)
+        difference = _cell(r.max_difference, DASH if r.max_difference is None else f"{r.max_difference:.1e}")
+        lines.append((_word(r.name), *counts, *files, difference))
     return Table(headings, tuple(lines))
 
 
