@@ -7,6 +7,7 @@ import platform
 import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,12 @@ def _row(line: dict[str, str]) -> Row:
     return Row(**values)
 
 
-def append_row(path: Path, row: Row) -> None:
-    """Adds the row, with the names of the columns above the first."""
+def append_row(path: Path, row: Any) -> None:
+    """Adds the row, a dataclass's value, with the names of its columns above the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
+        writer = csv.DictWriter(file, [f.name for f in fields(row)])
         if new:
             writer.writeheader()
         writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()})
