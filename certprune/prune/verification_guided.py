@@ -35,7 +35,7 @@ class VerificationGuided:
     Without findings (before the first verification) all neurons and images weigh the same.
 
     Both gradients see BatchNorm over the batch, which undoes any scaling of a neuron: what counts is a weight's share of the bounds' width
-    against its share of the neuron's spread over images. `bounded`: on how many images R is taken. `engine`: whose bounds, `crown`, or `ibp`:
+    against its share of the neuron's spread over images. `bounded`: on how many images R is taken (the dear part). `engine`: whose bounds, `crown`, or `ibp`:
     cheap, but of deep layers often so wide that tanh is flat and its gradient nothing.
     """
 
@@ -43,7 +43,7 @@ class VerificationGuided:
     stability: float = 1.0
     hard: int = 2
     images: int = 512
-    bounded: int = 64
+    bounded: int = 32
     engine: str = "crown"
     name: ClassVar[str] = "verification-guided"
     granularity: ClassVar[Literal["weight"]] = "weight"
