@@ -35,8 +35,8 @@ class VerificationGuided:
     Without findings (before the first verification) all neurons and images weigh the same.
 
     Both gradients see BatchNorm over the batch, which undoes any scaling of a neuron: what counts is a weight's share of the bounds' width
-    against its share of the neuron's spread over images. `bounded`: on how many images R is taken (the dear part). `engine`: whose bounds, `crown`, or `ibp`:
-    cheap, but of deep layers often so wide that tanh is flat and its gradient nothing.
+    against its share of the neuron's spread over images. `bounded`: on how many images R is taken (the dear part). `engine`: whose bounds,
+    `crown`, or `ibp`: cheap, but of deep layers often so wide that tanh is flat and its gradient nothing.
     """
 
     taylor: float = 1.0
