@@ -1,0 +1,32 @@
+"""The Fashion-MNIST benchmark: its rows come back as they went, and its table tells both limits."""
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from benchmarks.pruning import DENSE, TUNE, Row, append, methods, read_table
+
+
+def row(**given: object) -> Row:
+    values = {f.name: "x" if f.type == "str" else 1 for f in fields(Row)}
+    return Row(**(values | given))
+
+
+def test_rows_become_a_table_with_both_limits_and_the_papers_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "rows" / "pruning.csv"
+    shares = {"clean": 0.85, "pgd": 0.731, "unstable_crown": 1134.3, "seconds_per_image": 0.19}
+    append(row(training="adversarial", method="hydra", certified=0.682, certified_upper=0.737, **shares), path)
+    append(row(training="certified", method="ours", certified=0.75, certified_upper=0.75, **shares), path)
+    lines = read_table(path).splitlines()
+    assert lines[2] == "| adversarial | hydra | 85.0 | 73.1 | 68.2 – 73.7 | 1,134 | 0.19 | 81.5 / 77.2 / 33.5 |"
+    assert lines[3] == "| certified | ours | 85.0 | 73.1 | 75.0 | 1,134 | 0.19 |  |"
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("training", sorted(DENSE))
+def test_every_method_is_tuned_at_the_same_radius_for_the_same_time(training: str) -> None:
+    assert TUNE[training].eps == DENSE[training].eps == 0.1
+    assert set(methods(training)) == set(methods("adversarial"))
+    assert {how.scorer is None for how in methods(training).values()} == {True, False}
