@@ -62,7 +62,8 @@ class VerifyConfig:
     """The property: no input within `eps` (pixels in [0, 1]) has another label. `selection`, `test`: how many images of each split are certified.
 
     `timeout_s`: for each image. Of these images, `stability`: over how many unstable neurons are averaged, `tightness`: on how many bound
-    engines are compared with branch and bound, `strong_attack`: how many of the certified ones are attacked by 200 steps and 50 restarts.
+    engines are compared with branch and bound, `strong_attack`: how many of the certified ones are attacked by 200 steps and 50 restarts (the
+    last two of the test split only).
     """
 
     eps: float

@@ -258,9 +258,9 @@ class _Run:
 
     def measured(self, candidate: Candidate, split: str) -> Measurement:
         """The candidate's file on the first images of a split."""
-        asked = self.config.verify
-        count = asked.test if split == "test" else asked.selection
-        images = self.images.test if split == "test" else self.images.selection
+        asked, images, count = self.config.verify, self.images.test, self.config.verify.test
+        if split == "selection":  # what does not help to choose is left out
+            asked, images, count = replace(asked, tightness=0, strong_attack=0), self.images.selection, asked.selection
         label = f"{candidate.name}-verify-{split}"
 
         def work(folder: Path) -> dict[str, Any]:
