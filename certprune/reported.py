@@ -20,7 +20,7 @@ def report_run(folder: Path, data_dir: Path | None = None) -> Path:
     rows, config = read_json(folder / "results.json"), read_json(folder / "config.json")
     shown = max((row["images"] for row in rows if row["split"] == "test"), default=0)
     path = folder / "report.html"
-    write_report(rows, about(config), _pictures(config, shown, data_dir), path)
+    write_report(rows, about(config), _pictures(config, shown, data_dir), path, str(folder / "results.json"))
     return path
 
 

@@ -87,11 +87,16 @@ PANELS = (
 )
 
 
+def family(method: str) -> str:
+    """The method without the sparsity that some runs put behind it: hydra-0.9 and hydra-0.95 are one line of a figure."""
+    return re.sub(r"-0?\.\d+$", "", method)
+
+
 def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """A look for each method, in order; the dense network has the colour of the text."""
-    others = [m for m in dict.fromkeys(methods) if m != "dense"]
+    """A look for each family of methods, in order; the dense network has the colour of the text."""
+    others = [m for m in dict.fromkeys(map(family, methods)) if m != "dense"]
     signs = list(MARKERS)
-    drawn = {m: Look(SERIES[i % len(SERIES)], signs[1 + i % (len(signs) - 1)], LINES[i // len(SERIES) % len(LINES)]) for i, m in enumerate(others)}
+    drawn = {m: Look(SERIES[i % len(SERIES)], signs[(i + 1) % len(signs)], LINES[i // len(SERIES) % len(LINES)]) for i, m in enumerate(others)}
     return {"dense": Look(INK, "o", ":"), **drawn} if "dense" in methods else drawn
 
 
@@ -106,7 +111,7 @@ def _panel(rows: Sequence[Row], panel: Panel, drawn: dict[str, Look], name: str)
         axes = figure.subplots()
         said = []
         for method, look in drawn.items():
-            points = [(100 * r.sparsity, panel.scale * v, r) for r in rows if r.method == method and (v := panel.value(r)) is not None]
+            points = [(100 * r.sparsity, panel.scale * v, r) for r in rows if family(r.method) == method and (v := panel.value(r)) is not None]
             if points:
                 _series(axes, panel, points, look)
                 said.append(f"{method}: " + ", ".join(f"{y:.4g} at {x:.4g} %" for x, y, _ in sorted(points, key=lambda p: p[:2])))
@@ -123,7 +128,7 @@ def _series(axes: Axes, panel: Panel, points: list[tuple[float, float, Row]], lo
     upper = [panel.upper(p[2]) for p in points]
     reach = [0.0 if u is None else max(panel.scale * u - v, 0.0) for u, v in zip(upper, y, strict=True)]
     if any(reach):
-        axes.errorbar(x, y, yerr=[[0.0] * len(reach), reach], fmt="none", ecolor=look.colour, elinewidth=1.2, capsize=3, alpha=0.7)
+        axes.errorbar(x, y, yerr=[[0.0] * len(reach), reach], fmt="none", color=look.colour, ecolor=look.colour, elinewidth=1.2, capsize=3, alpha=0.7)
     axes.plot(x, y, linestyle="none", marker=look.marker, markersize=6, color=look.colour, alpha=0.9)
     steps = sorted(set(x))
     means = [fmean(v for u, v in zip(x, y, strict=True) if u == step) for step in steps]
@@ -157,7 +162,7 @@ def stability(row: Row, name: str) -> Drawing | None:
         for place, layer in enumerate(layers):
             _bars(axes, place, layer)
         axes.set_yticks(range(len(layers)), [f"{_short(layer.name)}\n{layer.neurons:,}" for layer in layers], fontsize=8.5)
-        axes.tick_params(axis="y", length=0, pad=34)
+        axes.tick_params(axis="y", length=0, pad=44)
         axes.set_ylim(len(layers) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the layer's ReLUs (%)")

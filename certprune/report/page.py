@@ -39,7 +39,7 @@ class ImageTable:
     lines: tuple[ImageLine, ...]
 
 
-def write_report(rows: list[dict[str, Any]], about: dict[str, Any], images: Images | None, path: str | Path) -> None:
+def write_report(rows: list[dict[str, Any]], about: dict[str, Any], images: Images | None, path: str | Path, where: str = "the rows") -> None:
     """Writes the page of a run; the file is replaced only when the new one is whole.
 
     Args:
@@ -47,11 +47,12 @@ def write_report(rows: list[dict[str, Any]], about: dict[str, Any], images: Imag
         about: what was run, shown as a table; nested tables become `train.epochs`. `title`, if given, is the page's title.
         images: for the pictures of counterexamples; None leaves them out.
         path: where the HTML file goes.
+        where: what the rows are called in an error, for example the file that they are of.
 
     Raises:
         VerifierError: a row does not fit the schema, there is none, or the file cannot be written.
     """
-    checked = check_rows(rows)
+    checked = check_rows(rows, where)
     if not checked:
         raise VerifierError("There are no rows to report: run at least one evaluation first.")
     _replace(Path(path), render(checked, about, images))
@@ -77,7 +78,7 @@ def render(rows: Sequence[Row], about: dict[str, Any], images: Images | None) ->
         states=tuple(figures.STATES),
         tightness=tables.tightness(single),
         sizes=tables.sizes(single),
-        images=[_image_table(row, i, images) for i, row in enumerate(rows) if row.image_rows],
+        images=[_image_table(row, i, images) for i, row in enumerate(row for inside in by_split.values() for row in inside) if row.image_rows],
         shown=SHOWN,
         pictured=PICTURED,
         percent=tables.percent,
