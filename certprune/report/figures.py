@@ -144,7 +144,7 @@ def _scale(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if panel.scale == 100.0:
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -2.0), min(high, 102.0))
+        axes.set_ylim(max(low, -2.0), min(high, 101.9))
     elif min(values) > 0 and max(values) > 10 * min(values) and "time" in panel.label:
         axes.set_yscale("log")
     else:
@@ -161,7 +161,7 @@ def stability(row: Row, name: str) -> Drawing | None:
         axes = figure.subplots()
         for place, layer in enumerate(layers):
             _bars(axes, place, layer)
-        axes.set_yticks(range(len(layers)), [f"{_short(layer.name)}\n{layer.neurons:,}" for layer in layers], fontsize=8.5)
+        axes.set_yticks(range(len(layers)), [f"{_short(layer.name)}\n{layer.neurons:,}" for layer in layers], fontsize=8.5, linespacing=1.4)
         axes.tick_params(axis="y", length=0, pad=44)
         axes.set_ylim(len(layers) - 0.5, -0.5)
         axes.set_xlim(0, 100)

@@ -54,8 +54,11 @@ class Reader(HTMLParser):
             self.texts.append(data.strip())
 
 
-def page_of(path: Path, rows: list[dict[str, Any]], images: Images | None = IMAGES, about: dict[str, Any] | None = None) -> str:
-    write_report(rows, about or {"title": "A run", "train": {"epochs": 3, "losses": ["nrs", "l1"], "device": None}}, images, path / "report.html")
+RUN = {"title": "A run", "train": {"epochs": 3, "losses": [{"name": "nrs", "weight": 0.5}, "l1"], "device": None}}
+
+
+def page_of(path: Path, rows: list[dict[str, Any]], images: Images | None = IMAGES, about: dict[str, Any] = RUN) -> str:
+    write_report(rows, about, images, path / "report.html")
     return (path / "report.html").read_text()
 
 
@@ -67,9 +70,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_every_number_is_on_the_page(page: str) -> None:
     texts = Reader(page).texts
     for shown in (
-        "train.epochs", "3", "nrs, l1", "87.5", "75.0", "50.0 – 62.5", "41.5", "17.25", "123", "1.75", "yes", "1,000", "900", "90.0", "2,000",
-        "1,800", "4.0", "2.0", "1.5e-06", "0.375", "✓ verified",
-        "✗ falsified", "-0.125", "coat", "dense, test images: 1 verified, 1 falsified, 0 unknown",
+        "train.epochs", "3", "nrs (weight 0.5), l1", "87.5", "75.0", "50.0 – 62.5", "41.5", "17.25", "123", "1.75", "yes", "1,000", "900", "90.0",
+        "2,000", "1,800", "4.0", "2.0", "1.5e-06", "0.375", "✓ verified", "✗ falsified", "-0.125", "coat",
+        "dense, test images: 1 verified, 1 falsified, 0 unknown",
     ):  # fmt: skip
         assert shown in texts, shown
 
@@ -85,6 +88,13 @@ def test_the_headline_compares_dense_with_pruned() -> None:
 def test_a_choice_made_on_the_shown_images_is_said() -> None:
     rows = check_rows([network("dense"), PRUNED, PRUNED | {"name": "b", "certified": 0.25}])
     assert "the best of the 2 measured on these images" in tables.headline(rows)
+
+
+def test_the_headline_takes_what_the_other_images_chose() -> None:
+    other = network("b", method="hydra", sparsity=0.75, certified=0.6, certified_upper=0.6)
+    chosen = [network(r["name"], split="selection", sparsity=0.5, certified=c, certified_upper=1.0) for r, c in ((PRUNED, 0.5), (other, 0.75))]
+    said = tables.headline(check_rows([network("dense"), PRUNED, other, *chosen]))
+    assert "b (hydra, 75.0 % of the prunable weights removed) on 60.0 %" in said
 
 
 def test_nothing_is_fetched_and_every_name_is_there(page: str) -> None:
