@@ -15,7 +15,7 @@ from certprune.rows import ImageResult, Row, check_rows
 from verifier import VerifierError
 
 SHOWN = 200  # images of one network that are visible at once
-PICTURED = 100  # counterexamples of one network that are drawn: the page stays a few megabytes
+PICTURED = 50  # counterexamples of one network that are drawn: the page stays a few megabytes
 MARKS = {"verified": "✓ verified", "falsified": "✗ falsified", "unknown": "? unknown"}
 
 
