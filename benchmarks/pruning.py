@@ -252,6 +252,7 @@ def main() -> None:
     certifying.add_argument("networks", nargs="+", help="as adversarial-ours-0")
     certifying.add_argument("--images", type=int, default=1000)
     certifying.add_argument("--timeout", type=float, default=2.0, help="seconds an image")
+    certifying.add_argument("--strong-attack", type=int, default=50, help="certified images attacked by 200 steps and 50 restarts")
     certifying.add_argument("--out", type=Path, default=RESULTS)
     commands.add_parser("table", help="the measured rows as Markdown").add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -264,7 +265,7 @@ def main() -> None:
         for method in options.methods:
             train(run, options.training, method, options.seed)
         return
-    verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=50)
+    verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=options.strong_attack)
     for name in options.networks:
         append(certify(run, options.runs / f"{name}.pt", verify, options.threads), options.out)
 
