@@ -16,7 +16,7 @@ from verifier.bounds.engine import BoundRequest, BoundResult
 from verifier.errors import VerifierError
 from verifier.measure import screen
 from verifier.measure.certified import Perturbation, ball, certify
-from verifier.measure.screen import BOUNDS, PROBE, Screen, lowest_margins, rounding_room
+from verifier.measure.screen import BOUNDS, PROBE, Screen, lowest_margins, margin_request, rounding_room
 from verifier.spec.spec import Ball, Case, Polytope
 from verifier.verdict import Status
 
@@ -93,6 +93,17 @@ def test_what_rounding_hides_is_not_proved() -> None:
     assert Screen(graph_of(mlp)).prove([case], 10.0).engine == [""]
     request = screen.margin_request(graph_of(mlp), [case])
     assert float(rounding_room(request)) > 100
+
+
+def test_the_room_grows_with_the_planes_that_a_backward_pass_meets() -> None:
+    """Identities between ReLUs change no number, but each plane's offset is a term of its own."""
+    first = (np.array([[1.0, -1.0], [2.0, 1.0]]), np.zeros(2))
+    case = cases_of(Mlp((first, (np.eye(2), np.zeros(2)))), 1, 0, 0.5)[0]
+    rooms = []
+    for depth in (1, 5):
+        mlp = Mlp((first, *[(np.eye(2), np.zeros(2))] * depth))
+        rooms.append(float(rounding_room(margin_request(graph_of(mlp), [case])).max()))
+    assert rooms[1] == pytest.approx(3 * rooms[0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e308])

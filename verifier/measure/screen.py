@@ -158,12 +158,13 @@ def margin_request(graph: Graph, cases: Sequence[Case]) -> BoundRequest:
 def rounding_room(request: BoundRequest) -> Tensor:
     """What the roundings of a pass through the network can come to, `(N, S)`: 16 units of the sum of absolute terms of the absolute network.
 
-    size_k = |W_k| size_{k-1} + |b_k|, planes having slopes of at most 1: no intermediate of a forward or backward pass has larger terms in all.
-    As in the reduced problem (`rounding`), roundings are taken as independent.
+    size_k = |W_k| size_{k-1} + |b_k|, planes having slopes of at most 1: no value of a forward pass has larger terms in all. A backward pass adds
+    to them, at each activation, the offsets of its planes, in all at most that sum once more. As in the reduced problem (`rounding`), roundings
+    are taken as independent.
     """
     graph = request.graph
     largest = torch.maximum(request.box.lower.abs(), request.box.upper.abs()).amax(0, keepdim=True)
-    size = {graph.input.name: largest}
+    size, passes = {graph.input.name: largest}, 1
     for node in graph.nodes[1:]:
         rule, inputs = rule_for(node), [size[name] for name in node.inputs]
         image = rule.interval(node, *(Box(-value, value) for value in inputs))
@@ -171,6 +172,7 @@ def rounding_room(request: BoundRequest) -> Tensor:
             size[node.name] = image.radius + image.center.abs()
         else:
             own = torch.maximum(image.lower.abs(), image.upper.abs())
+            passes += 1
             size[node.name] = torch.maximum(own, inputs[0]) if isinstance(rule, ElementwiseOp) else 3 * own  # three terms: McCormick's planes
     terms = request.rows.abs() @ size[graph.output].flatten() + request.constants.abs()
-    return rounding(torch.float64) * terms
+    return rounding(torch.float64) * passes * terms
