@@ -99,7 +99,14 @@ def load(path: str | Path) -> Saved:
     except RuntimeError as error:
         what = str(error).splitlines()[-1].strip()
         raise verifier.VerifierError(f"{path}: its weights do not fit the architecture {spec.name!r}: {what}") from None
+    other = [name for name, kept in saved.mask.items() if name not in saved.state or saved.state[name].shape != kept.shape]
+    if other:
+        raise verifier.VerifierError(f"{path}: its mask does not fit its weights: {other[0]!r} is missing or of another shape.")
     return saved
+
+
+_BROKEN = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
+"""What torch's unpickler raises on bytes that are cut or are something else."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
@@ -108,8 +115,10 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise verifier.VerifierError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise verifier.VerifierError(f"{path} is no checkpoint: {str(error).splitlines()[0]}") from None
+    except _BROKEN as error:
+        told = isinstance(error, (RuntimeError, pickle.UnpicklingError)) and str(error)
+        said = told.splitlines()[0] if told else "it is cut or something else."
+        raise verifier.VerifierError(f"{path} is no checkpoint: {said}") from None
     if not isinstance(content, dict):
         raise verifier.VerifierError(f"{path} is no checkpoint of certprune: it holds a {type(content).__name__}.")
     return content

@@ -18,6 +18,7 @@ from certprune.options import EvaluateOptions, ExportOptions, FinetuneOptions, L
 from verifier import VerifierError, takes
 
 if TYPE_CHECKING:
+    from certprune.checkpoint import Saved
     from certprune.config import Arm, LoopConfig
     from certprune.stages import Images
     from certprune.train.fit import FitConfig
@@ -89,7 +90,7 @@ def train(options: TrainOptions) -> None:
 def prune(options: PruneOptions) -> None:
     """Remove weights of a network by one arm's method, in one round and without findings; fine-tuning comes after."""
     from certprune import stages
-    from certprune.checkpoint import load, save
+    from certprune.checkpoint import save
     from certprune.progress import Step
 
     config, images = _prepared(options, options.config)
@@ -97,7 +98,7 @@ def prune(options: PruneOptions) -> None:
     removed = arm.sparsity if options.sparsity is None else options.sparsity
     with Bars() as bars:
         task = stages.Round(arm, removed, images.x, images.y, None, None, config.seed, _device(config))
-        after = stages.prune(load(options.network), task, lambda p: bars(Step("prune", p.epoch + p.batch / p.batches, p.epochs)))
+        after = stages.prune(_loaded(options.network, images), task, lambda p: bars(Step("prune", p.epoch + p.batch / p.batches, p.epochs)))
     save(after, options.out)
     print(f"{options.out}: sparsity {share(after.history[-1]['sparsity'])}")
 
@@ -106,10 +107,8 @@ def prune(options: PruneOptions) -> None:
 @takes(FinetuneOptions)
 def finetune(options: FinetuneOptions) -> None:
     """Train a pruned network on; its removed weights stay at zero."""
-    from certprune.checkpoint import load
-
     config, images = _prepared(options, options.config)
-    _fitted(load(options.network), images, config, _arm(config, options.arm).finetune, options.out)
+    _fitted(_loaded(options.network, images), images, config, _arm(config, options.arm).finetune, options.out)
 
 
 @app.command(epilog="Example: certprune export finetuned.pt --preset digits --out exported")
@@ -117,12 +116,12 @@ def finetune(options: FinetuneOptions) -> None:
 def export(options: ExportOptions) -> None:
     """Write a network as ONNX in its three forms, each compared with the network on real images."""
     from certprune import measured
-    from certprune.checkpoint import load
     from certprune.store import make_folder
 
     _, images = _prepared(options, options.config)
+    network = _loaded(options.network, images)
     make_folder(options.out)
-    record = measured.export(load(options.network), images.selection.x[: measured.CHECKED], options.out)
+    record = measured.export(network, images.selection.x[: measured.CHECKED], options.out)
     for form, found in record["forms"].items():
         difference = f"at most {found['max_difference']:.2g} from the network"
         print(f"{options.out / form}.onnx: {found['bytes']:,} bytes, sparsity {share(found['sparsity'])}, {difference}")
@@ -172,6 +171,18 @@ def _prepared(options: RunOptions, path: Path | None) -> tuple[LoopConfig, Image
     return config, read_images(config.data, config.seed)
 
 
+def _loaded(path: Path, images: Images) -> Saved:
+    """A checkpoint whose network takes these images and has a class for each of their labels."""
+    from certprune.checkpoint import load
+
+    saved = load(path)
+    own, wanted = saved.architecture, (tuple(images.x.shape[1:]), len(images.classes))
+    if (tuple(own.input_shape), own.classes) != wanted:
+        seen = f"{path} takes images {tuple(own.input_shape)} of {own.classes} classes"
+        raise VerifierError(f"{seen}, but the data set has images {wanted[0]} of {wanted[1]}: give the configuration that it was trained by.")
+    return saved
+
+
 def _device(config: LoopConfig) -> object:
     import verifier
 
@@ -187,7 +198,7 @@ def _arm(config: LoopConfig, name: str | None) -> Arm:
     return config.prune[chosen]
 
 
-def _fitted(saved: object, images: Images, config: LoopConfig, fit: FitConfig, out: Path) -> None:
+def _fitted(saved: Saved, images: Images, config: LoopConfig, fit: FitConfig, out: Path) -> None:
     """Trains and saves, keeping each epoch beside `out` until it is done."""
     from certprune import stages
     from certprune.checkpoint import save

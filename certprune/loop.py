@@ -5,6 +5,7 @@ certified most often is picked there, and only that one, with the dense network,
 """
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import verifier
 from certprune import stages
 from certprune.checkpoint import Saved, load, save
-from certprune.config import After, Arm, Feedback, LoopConfig, plain
+from certprune.config import After, Arm, Feedback, LoopConfig, digest, plain
 from certprune.measured import Question, export, measure
 from certprune.progress import Listener, Step
 from certprune.prune.schedule import sparsities
@@ -97,11 +98,16 @@ def run_loop(config: LoopConfig, runs: Path, tell: Listener) -> Result:
 
 
 def evaluate_file(onnx: Path, config: LoopConfig, images: Images, split: str, folder: Path, listener: Callable[[int, int], None]) -> str:
-    """Measures any ONNX file as the configuration says, into `folder/measured.json`; what came of it in a sentence."""
+    """Measures any ONNX file as the configuration says, into `folder/measured.json`; what came of it in a sentence.
+
+    What is kept on the way lies in a folder named by the question, so that another file or setting finds nothing of this one.
+    """
     asked = config.verify
     chosen, count = (images.test, asked.test) if split == "test" else (images.selection, asked.selection)
-    make_folder(folder)
-    record = measure(onnx, Question(chosen, count, asked, config.seed, config.device), folder, listener)
+    known = {"file": hashlib.sha256(onnx.read_bytes()).hexdigest(), "data": replace(config.data, data_dir=None), "split": split}
+    kept = folder / f"decided-{digest(known | {'verify': asked, 'seed': config.seed})}"
+    make_folder(kept)
+    record = measure(onnx, Question(chosen, count, asked, config.seed, config.device), kept, listener)
     write_json(record["row"], folder / "measured.json")
     return record["note"]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import verifier
 from certprune.report import Images, write_report
+from certprune.rows import read_rows
 from certprune.store import read_json
 
 
@@ -17,10 +18,14 @@ def report_run(folder: Path, data_dir: Path | None = None) -> Path:
     """
     if not (folder / "results.json").exists():
         raise verifier.VerifierError(f"{folder} has no results.json: give the folder of a run, for example runs/digits.")
-    rows, config = read_json(folder / "results.json"), read_json(folder / "config.json")
-    shown = max((row["images"] for row in rows if row["split"] == "test"), default=0)
+    rows, config = read_rows(folder / "results.json"), read_json(folder / "config.json")
+    shown = max((row.images for row in rows if row.split == "test"), default=0)
     path = folder / "report.html"
-    write_report(rows, about(config), _pictures(config, shown, data_dir), path, str(folder / "results.json"))
+    try:
+        settings, pictures = about(config), _pictures(config, shown, data_dir)
+    except (KeyError, TypeError, AttributeError):
+        raise verifier.VerifierError(f"{folder / 'config.json'} is not the configuration of a run: run the loop again, which writes it.") from None
+    write_report([row.model_dump(mode="json") for row in rows], settings, pictures, path, str(folder / "results.json"))
     return path
 
 

@@ -6,7 +6,8 @@
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import verifier
 from certprune.checkpoint import Architecture, Saved, read_tensors, write_tensors
-from certprune.config import Arm, DataConfig, check, plain
+from certprune.config import Arm, DataConfig, check, digest, plain
 from certprune.models import ModelSpec
 from certprune.prune.mask import apply, full, sparsity
 from certprune.prune.schedule import prune_once, rewound
@@ -72,7 +73,10 @@ def initial(architecture: Architecture, seed: int) -> Saved:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A training that `partial` keeps after each epoch, and goes on from; `stop` ends it after so many epochs, None after all."""
+    """A training that `partial` keeps after each epoch, and goes on from; `stop` ends it after so many epochs, None after all.
+
+    A `partial` of another training (of other settings, weights or images) is passed over.
+    """
 
     config: FitConfig
     partial: Path
@@ -87,12 +91,15 @@ def train(saved: Saved, x: Tensor, y: Tensor, training: Training, stage: str) ->
     mask = {name: kept.to(training.device) for name, kept in saved.mask.items()}
     apply(model, mask)
     task = Task(Net(model, saved.architecture.input_shape), Weights(model, mask), x, y, training.config)
-    state = _resumed(training.partial)
+    of = digest({"fit": training.config, "architecture": saved.architecture, "tensors": _hash([*saved.state.values(), *saved.mask.values(), x, y])})
+    state = _resumed(training.partial, of)
     stop = training.config.epochs if training.stop is None else training.stop
     epochs = [] if state is None else state.epochs
-    if stop > 0:
+    if state is not None and len(epochs) >= stop:
+        model.load_state_dict(state.model)  # cut after its last epoch: one more would be another network
+    elif stop > 0:
         for after in fit(task, state, training.listener):
-            write_tensors(_plain(after), training.partial)
+            write_tensors(_plain(after) | {"of": of}, training.partial)
             epochs = after.epochs
             if len(epochs) >= stop:
                 break
@@ -105,10 +112,21 @@ def _plain(state: Checkpoint) -> dict[str, Any]:
     return {"epochs": epochs, "model": state.model, "learned": state.learned, "optimizer": state.optimizer}
 
 
-def _resumed(partial: Path) -> Checkpoint | None:
+def _hash(tensors: Iterable[Tensor]) -> str:
+    """Sixty-four hexadecimal letters that differ where a tensor's numbers do."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().flatten().numpy())
+    return found.hexdigest()
+
+
+def _resumed(partial: Path, of: str) -> Checkpoint | None:
+    """The state that a training of this digest left, None where there is none."""
     if not partial.exists():
         return None
     content = read_tensors(partial)
+    if content.get("of") != of:
+        return None
     return Checkpoint([Epoch(**epoch) for epoch in content["epochs"]], content["model"], content["learned"], content["optimizer"])
 
 

@@ -40,7 +40,7 @@ class AdvAdmm:
 
     epochs: int = 5
     lr: float = 0.01
-    optimizer: str = "sgd"
+    optimizer: Literal["adam", "sgd"] = "sgd"
     rho: float = 0.01
     name: ClassVar[str] = "adv-admm"
     granularity: ClassVar[Literal["weight"]] = "weight"

@@ -73,7 +73,7 @@ class Hydra:
 
     epochs: int = 5
     lr: float = 0.1
-    optimizer: str = "sgd"
+    optimizer: Literal["adam", "sgd"] = "sgd"
     name: ClassVar[str] = "hydra"
     granularity: ClassVar[Literal["weight"]] = "weight"
 

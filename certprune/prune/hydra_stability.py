@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from certprune.prune.hydra import Hydra
 from certprune.prune.mask import Scores
 from certprune.prune.scorer import Context
-from certprune.train.regularizers import NormalizedReluStability
+from certprune.train.regularizers import Engine, NormalizedReluStability
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,9 @@ class HydraStability:
 
     epochs: int = 5
     lr: float = 0.1
-    optimizer: str = "sgd"
+    optimizer: Literal["adam", "sgd"] = "sgd"
     weight: float = 1.0
-    engine: str = "ibp"
+    engine: Engine = "ibp"
     name: ClassVar[str] = "hydra-stability"
     granularity: ClassVar[Literal["weight"]] = "weight"
 

@@ -13,6 +13,7 @@ from certprune.prune.gradients import batches, drawn, with_batch
 from certprune.prune.mask import Scores, weights_of
 from certprune.prune.scorer import Context
 from certprune.prune.stability import ranges
+from certprune.train.regularizers import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class NrsChannels:
     """
 
     images: int = 256
-    engine: str = "ibp"
+    engine: Engine = "ibp"
     name: ClassVar[str] = "nrs-channels"
     granularity: ClassVar[Literal["channel"]] = "channel"
 

@@ -17,6 +17,7 @@ from certprune.prune.gradients import batches, drawn, gradient, mean_gradients, 
 from certprune.prune.mask import Scope, Scores, weights_of
 from certprune.prune.scorer import Context, Findings
 from certprune.prune.stability import Range, ranges
+from certprune.train.regularizers import Engine
 
 # Images in a batch of bounds: as many as BatchNorm's statistics want, as few as memory does.
 BOUNDED_AT_ONCE = 32
@@ -44,7 +45,7 @@ class VerificationGuided:
     hard: int = 2
     images: int = 512
     bounded: int = 32
-    engine: str = "crown"
+    engine: Engine = "crown"
     name: ClassVar[str] = "verification-guided"
     granularity: ClassVar[Literal["weight"]] = "weight"
 

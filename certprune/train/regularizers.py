@@ -4,9 +4,9 @@ Ref: ReLU stability: Xiao et al., arXiv:1809.03008, section 3.3.2. Normalised: L
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class Regularizer(Protocol):
     def __call__(self, batch: Batch) -> Tensor: ...
 
 
-ENGINES = {"ibp": Batch.ibp, "crown": Batch.crown}
+Engine = Literal["ibp", "crown"]
+ENGINES: dict[Engine, Callable[[Batch], verifier.BoundResult]] = {"ibp": Batch.ibp, "crown": Batch.crown}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class ReluStability:
     """
 
     weight: float
-    engine: str = "ibp"
+    engine: Engine = "ibp"
     name: ClassVar[str] = "rs"
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -50,7 +51,7 @@ class NormalizedReluStability:
     """
 
     weight: float
-    engine: str = "ibp"
+    engine: Engine = "ibp"
     name: ClassVar[str] = "nrs"
 
     def __call__(self, batch: Batch) -> Tensor:

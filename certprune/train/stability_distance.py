@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from certprune.train.net import Batch
-from certprune.train.regularizers import ENGINES, channel_scales, pre_activations
+from certprune.train.regularizers import ENGINES, Engine, channel_scales, pre_activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class StabilityDistance:
     """
 
     weight: float
-    engine: str = "ibp"
+    engine: Engine = "ibp"
     name: ClassVar[str] = "stability-distance"
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -29,6 +29,8 @@ BAD = {
     "train.regularizers=nrs": "key 'train.regularizers' has the value 'nrs': give a list",
     "train.regularizers=[{name='nrs'}]": "key 'train.regularizers[0].weight' is missing",
     "train.regularizers=[{name='nsr', weight=1.0}]": "there is no regularizer 'nsr' (did you mean 'nrs'?)",
+    "train.regularizers=[{name='nrs', weight=1.0, engine='lp'}]": "key 'train.regularizers[0].engine' has the value 'lp'",
+    "prune.magnitude.method={name='hydra', optimizer='adagrad'}": "key 'prune.magnitude.method.optimizer' has the value 'adagrad'",
     "finetune.epocs=3": "key 'finetune.epocs' is not a setting: did you mean 'finetune.epochs'",
     "prune.sparsty=0.5": "key 'prune.sparsty' is not a setting: did you mean 'prune.sparsity'",
     "prune.magnitude.sparsity=1.0": "prune.magnitude.sparsity is 1.0: give the fraction of weights to remove",
@@ -158,6 +160,42 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
     checkpoint.save(checkpoint.Saved(architecture, other), tmp_path / "other.pt")
     with pytest.raises(VerifierError, match="do not fit the architecture"):
         checkpoint.load(tmp_path / "other.pt")
+
+
+def test_a_network_of_other_images_is_refused(tiny: Path, tmp_path: Path, capfd: Any) -> None:
+    wide = checkpoint.Architecture(read(TINY, "tiny").model, (1, 16, 16), 10, (0.0,), (1.0,))
+    fewer = checkpoint.Architecture(read(TINY, "tiny").model, (1, 8, 8), 4, (0.0,), (1.0,))
+    for architecture in (wide, fewer):
+        checkpoint.save(checkpoint.Saved(architecture, architecture.build().state_dict()), tmp_path / "other.pt")
+        for command in ("prune", "finetune", "export"):
+            assert exit_code(command, tmp_path / "other.pt", "--config", tiny, "--out", tmp_path / command) == 2
+            told = capfd.readouterr().err.strip()
+            assert "but the data set has images (1, 8, 8) of 10" in told and told.count("\n") == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"no checkpoint", b"PK\x03\x04", bytes(range(256)), b"\x80\x02}q\x00."])
+def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "no.pt").write_bytes(content)
+    with pytest.raises(VerifierError, match="no checkpoint") as caught:
+        checkpoint.load(tmp_path / "no.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_another_network_is_refused(tmp_path: Path) -> None:
+    architecture = checkpoint.Architecture(read(TINY, "tiny").model, (1, 8, 8), 10, (0.0,), (1.0,))
+    mask = {"7.weight": torch.ones(2, 2, dtype=torch.bool)}
+    checkpoint.save(checkpoint.Saved(architecture, architecture.build().state_dict(), mask), tmp_path / "masked.pt")
+    with pytest.raises(VerifierError, match=r"its mask does not fit its weights: '7\.weight'"):
+        checkpoint.load(tmp_path / "masked.pt")
+
+
+def test_a_folder_that_no_run_wrote_is_refused(tmp_path: Path, capfd: Any) -> None:
+    for rows, said in (('[{"a": 1}]', "'0.a' is not one of the schema"), ("[]", "is not the configuration of a run")):
+        (tmp_path / "results.json").write_text(rows)
+        (tmp_path / "config.json").write_text("{}")
+        assert exit_code("report", tmp_path) == 2
+        told = capfd.readouterr().err.strip()
+        assert said in told and told.count("\n") == 0
 
 
 def test_a_full_disk_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

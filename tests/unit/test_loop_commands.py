@@ -64,6 +64,20 @@ def test_stability_of_a_row_counts_every_neuron(config: Path, tmp_path: Path) ->
     assert len(row["layers"]) == len(neurons)
 
 
+def test_what_was_decided_of_one_file_is_not_another_files(config: Path, tmp_path: Path) -> None:
+    dense, other = tmp_path / "dense.pt", tmp_path / "other.pt"
+    rows = []
+    for network, seed in ((dense, 1), (other, 2)):
+        assert run("train", config, "--set", f"seed={seed}", "--set", "train.epochs=1", "--out", network) == 0
+        assert run("export", network, "--config", config, "--out", network.with_suffix("")) == 0
+        model = network.with_suffix("") / "masked.onnx"
+        for folder in ("shared", network.stem):
+            assert run("evaluate", model, "--config", config, "--out", tmp_path / folder, "--set", "verify.test=4") == 0
+            rows.append(json.loads((tmp_path / folder / "measured.json").read_text())["image_rows"])
+    shown = [[(image["predicted"], image["verdict"]) for image in images] for images in rows]
+    assert shown[0] == shown[1] and shown[2] == shown[3] and shown[0] != shown[2]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str, capfd: Any) -> None:
     assert run(command, "--help") == 0
