@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -155,7 +156,7 @@ def check_fit(config: FitConfig) -> None:
     check(config.optimizer in OPTIMIZERS, "optimizer", config.optimizer, f"one of {', '.join(OPTIMIZERS)}")
     check(config.clip > 0, "clip", config.clip, "above 0")
     for key in ("weight_decay", "warmup", "ramp", "shift"):
-        check(getattr(config, key) >= 0, key, getattr(config, key), "at least 0")
+        check(0 <= getattr(config, key) < math.inf, key, getattr(config, key), "at least 0")
 
 
 def plain(value: Any) -> Any:

@@ -118,7 +118,7 @@ def build(kind: type, table: Table, where: str) -> Any:
     """
     known = {f.name: f for f in fields(kind)}
     _refuse_unknown(table, known, where)
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     for name, f in known.items():
         if name not in table and f.default is MISSING and f.default_factory is MISSING:
             raise VerifierError(f"key {where + name!r} is missing.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from certprune.prune.mask import Scores, select, weights_of
 from certprune.prune.scorer import Context
+from certprune.ranges import Positive, Weight, Whole
 from certprune.train.fit import Task, fit
 from certprune.train.net import Batch
 from certprune.train.weights import Weights
@@ -38,10 +39,10 @@ class AdvAdmm:
     Ref: Ye et al., arXiv:1903.12561.
     """
 
-    epochs: int = 5
-    lr: float = 0.01
+    epochs: Whole = 5
+    lr: Positive = 0.01
     optimizer: Literal["adam", "sgd"] = "sgd"
-    rho: float = 0.01
+    rho: Weight = 0.01
     name: ClassVar[str] = "adv-admm"
     granularity: ClassVar[Literal["weight"]] = "weight"
 

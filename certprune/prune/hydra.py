@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from certprune.prune.mask import Mask, Scope, Scores, select, weights_of
 from certprune.prune.scorer import Context
+from certprune.ranges import Positive, Whole
 from certprune.train.fit import Task, fit
 from certprune.train.net import Net
 
@@ -71,8 +72,8 @@ class Hydra:
     Ref: Sehwag et al., arXiv:2002.10509.
     """
 
-    epochs: int = 5
-    lr: float = 0.1
+    epochs: Whole = 5
+    lr: Positive = 0.1
     optimizer: Literal["adam", "sgd"] = "sgd"
     name: ClassVar[str] = "hydra"
     granularity: ClassVar[Literal["weight"]] = "weight"

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from certprune.prune.hydra import Hydra
 from certprune.prune.mask import Scores
 from certprune.prune.scorer import Context
+from certprune.ranges import Positive, Weight, Whole
 from certprune.train.regularizers import Engine, NormalizedReluStability
 
 
@@ -18,10 +19,10 @@ class HydraStability:
     unstable is worth less. The term is added to whatever regularisers `context.fit` has.
     """
 
-    epochs: int = 5
-    lr: float = 0.1
+    epochs: Whole = 5
+    lr: Positive = 0.1
     optimizer: Literal["adam", "sgd"] = "sgd"
-    weight: float = 1.0
+    weight: Weight = 1.0
     engine: Engine = "ibp"
     name: ClassVar[str] = "hydra-stability"
     granularity: ClassVar[Literal["weight"]] = "weight"

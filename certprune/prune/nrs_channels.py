@@ -13,6 +13,7 @@ from certprune.prune.gradients import batches, drawn, with_batch
 from certprune.prune.mask import Scores, weights_of
 from certprune.prune.scorer import Context
 from certprune.prune.stability import ranges
+from certprune.ranges import Count
 from certprune.train.regularizers import Engine
 
 
@@ -25,7 +26,7 @@ class NrsChannels:
     Ref: the measure is that of Li et al., arXiv:2206.07311, section 4; channels are scored by it as they are by BatchNorm's scale in slimming.
     """
 
-    images: int = 256
+    images: Count = 256
     engine: Engine = "ibp"
     name: ClassVar[str] = "nrs-channels"
     granularity: ClassVar[Literal["channel"]] = "channel"

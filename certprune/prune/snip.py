@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from certprune.prune.gradients import drawn, mean_gradients
 from certprune.prune.mask import Scores, weights_of
 from certprune.prune.scorer import Context
+from certprune.ranges import Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Snip:
     Ref: Lee et al., arXiv:1810.02340 (there divided by the sum, which changes no order).
     """
 
-    images: int = 1024
+    images: Count = 1024
     name: ClassVar[str] = "snip"
     granularity: ClassVar[Literal["weight"]] = "weight"
 

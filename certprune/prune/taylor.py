@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from certprune.prune.gradients import drawn, gradients
 from certprune.prune.mask import Scores, weights_of
 from certprune.prune.scorer import Context
+from certprune.ranges import Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Taylor:
     Ref: Molchanov et al., arXiv:1906.10771 (first order, averaged over mini-batches).
     """
 
-    images: int = 1024
+    images: Count = 1024
     name: ClassVar[str] = "taylor"
     granularity: ClassVar[Literal["weight"]] = "weight"
 

@@ -17,6 +17,7 @@ from certprune.prune.gradients import batches, drawn, gradient, mean_gradients, 
 from certprune.prune.mask import Scope, Scores, weights_of
 from certprune.prune.scorer import Context, Findings
 from certprune.prune.stability import Range, ranges
+from certprune.ranges import Count, Weight, Whole
 from certprune.train.regularizers import Engine
 
 # Images in a batch of bounds: as many as BatchNorm's statistics want, as few as memory does.
@@ -40,11 +41,11 @@ class VerificationGuided:
     `crown`, or `ibp`: cheap, but of deep layers often so wide that tanh is flat and its gradient nothing.
     """
 
-    taylor: float = 1.0
-    stability: float = 1.0
-    hard: int = 2
-    images: int = 512
-    bounded: int = 32
+    taylor: Weight = 1.0
+    stability: Weight = 1.0
+    hard: Whole = 2
+    images: Count = 512
+    bounded: Count = 32
     engine: Engine = "crown"
     name: ClassVar[str] = "verification-guided"
     granularity: ClassVar[Literal["weight"]] = "weight"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import verifier
+from certprune.ranges import Weight
 from certprune.train.net import Batch
 
 
@@ -35,7 +36,7 @@ class ReluStability:
     `engine`: whose bounds, `ibp` or `crown`.
     """
 
-    weight: float
+    weight: Weight
     engine: Engine = "ibp"
     name: ClassVar[str] = "rs"
 
@@ -50,7 +51,7 @@ class NormalizedReluStability:
     Without it a network makes -tanh(1 + l u) small by shrinking gamma, which changes no sign. Neurons without BatchNorm have gamma = 1.
     """
 
-    weight: float
+    weight: Weight
     engine: Engine = "ibp"
     name: ClassVar[str] = "nrs"
 
@@ -90,7 +91,7 @@ def pre_activations(result: verifier.BoundResult) -> Iterator[tuple[str, verifie
 class L1:
     """weight * sum of |w| over weights of convolutions and linear layers."""
 
-    weight: float
+    weight: Weight
     name: ClassVar[str] = "l1"
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -102,7 +103,7 @@ class L1:
 class Slimming:
     """weight * sum of |gamma| over BatchNorm's scales (Liu et al., arXiv:1708.06519, equation 1)."""
 
-    weight: float
+    weight: Weight
     name: ClassVar[str] = "slimming"
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from certprune.ranges import Weight
 from certprune.train.net import Batch
 from certprune.train.regularizers import ENGINES, Engine, channel_scales, pre_activations
 
@@ -22,7 +23,7 @@ class StabilityDistance:
     Every layer counts alike, however many neurons it has: the last ones are few, and their instability is what a proof pays for.
     """
 
-    weight: float
+    weight: Weight
     engine: Engine = "ibp"
     name: ClassVar[str] = "stability-distance"
 

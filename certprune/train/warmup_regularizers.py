@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from certprune.models import Normalize
+from certprune.ranges import Weight
 from certprune.train.net import Batch
 from certprune.train.regularizers import pre_activations
 
@@ -24,7 +25,7 @@ class BoundTightness:
     r_i are the radii of a layer's pre-activations, r_0 those of the normalised image: a pixel's radius divided by the normalisation's std.
     """
 
-    weight: float = 0.5
+    weight: Weight = 0.5
     name: ClassVar[str] = "tightness"
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -44,7 +45,7 @@ class ReluBalance:
     larger, and b the same of (c - mean c)^2. A layer without active (or inactive) neurons has a = b = 0.
     """
 
-    weight: float = 0.5
+    weight: Weight = 0.5
     name: ClassVar[str] = "relu-balance"
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from certprune.ranges import Share, Weight, Whole
 from certprune.train.net import Batch
 from certprune.train.objectives.expressive import attacked
 from certprune.train.objectives.objective import worst_case
@@ -19,9 +20,9 @@ from certprune.train.objectives.objective import worst_case
 class CcIbp:
     """`alpha`: the over-approximation coefficient. `steps`, `step` (in radii of the eps box): of the attack."""
 
-    alpha: float = 0.5
-    steps: int = 8
-    step: float = 0.25
+    alpha: Share = 0.5
+    steps: Whole = 8
+    step: Weight = 0.25
     name: ClassVar[str] = "cc-ibp"
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from certprune.ranges import Count, Share
 from certprune.train.net import Batch
 from certprune.train.objectives.ibp import mixed
 
@@ -21,9 +22,9 @@ class CrownIbp:
     they are at the image: so with fewer than all of them the loss is an upper bound of the worst case over the hardest classes alone.
     """
 
-    final_kappa: float = 0.0
-    final_beta: float = 0.0
-    hardest: int = 10_000
+    final_kappa: Share = 0.0
+    final_beta: Share = 0.0
+    hardest: Count = 10_000
     name: ClassVar[str] = "crown-ibp"
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from certprune.ranges import PositiveShare, Weight
 from certprune.train.attack import input_gradient, inside
 from certprune.train.net import Batch
 
@@ -21,9 +22,9 @@ class FgsmGradAlign:
     `share`: of the batch, the first images that the alignment is estimated on: its second derivatives are the dear part of a step.
     """
 
-    weight: float = 0.2
-    step: float = 1.25
-    share: float = 1.0
+    weight: Weight = 0.2
+    step: Weight = 1.25
+    share: PositiveShare = 1.0
     name: ClassVar[str] = "fgsm-gradalign"
 
     def __call__(self, batch: Batch) -> Tensor:

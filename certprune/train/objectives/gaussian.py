@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from certprune.ranges import Weight
 from certprune.train.net import Batch
 
 
@@ -18,7 +19,7 @@ from certprune.train.net import Batch
 class Gaussian:
     """`sigma`: in pixel units, the same as the certifier's. eps plays no part."""
 
-    sigma: float = 0.25
+    sigma: Weight = 0.25
     name: ClassVar[str] = "gaussian"
 
     def __call__(self, batch: Batch) -> Tensor:

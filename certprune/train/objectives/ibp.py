@@ -10,13 +10,14 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from certprune.ranges import Share
 from certprune.train.net import Batch
 from certprune.train.objectives.objective import worst_case
 
 
 @dataclass(frozen=True, slots=True)
 class Ibp:
-    final_kappa: float = 0.0
+    final_kappa: Share = 0.0
     name: ClassVar[str] = "ibp"
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from certprune.ranges import Count, Share, Weight, Whole
 from certprune.train.attack import adversarial
 from certprune.train.net import Batch
 from certprune.train.objectives.objective import worst_case
@@ -25,10 +26,10 @@ class MixTrain:
     The points are the images themselves with `steps` 0, else adversarial ones (`step` in radii of the eps box).
     """
 
-    alpha: float = 0.5
-    images: int = 16
-    steps: int = 0
-    step: float = 0.25
+    alpha: Share = 0.5
+    images: Count = 16
+    steps: Whole = 0
+    step: Weight = 0.25
     name: ClassVar[str] = "mixtrain"
 
     def __call__(self, batch: Batch) -> Tensor:

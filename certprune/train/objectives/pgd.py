@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from certprune.ranges import Weight, Whole
 from certprune.train.attack import adversarial
 from certprune.train.net import Batch
 
@@ -18,8 +19,8 @@ from certprune.train.net import Batch
 class Pgd:
     """`step`: in units of eps (in fact of half of the pixel's range, which is smaller where the box is cut at 0 or 1)."""
 
-    steps: int = 7
-    step: float = 0.25
+    steps: Whole = 7
+    step: Weight = 0.25
     name: ClassVar[str] = "pgd"
 
     def __call__(self, batch: Batch) -> Tensor:

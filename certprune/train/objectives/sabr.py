@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import verifier
+from certprune.ranges import Share, Weight, Whole
 from certprune.train.attack import adversarial
 from certprune.train.net import Batch
 from certprune.train.objectives.objective import worst_case
@@ -22,9 +23,9 @@ from certprune.train.objectives.objective import worst_case
 class Sabr:
     """`small_box`: lambda, 1 is IBP training and near 0 adversarial training. `step`: in radii of the eps box."""
 
-    small_box: float = 0.4
-    steps: int = 8
-    step: float = 0.25
+    small_box: Share = 0.4
+    steps: Whole = 8
+    step: Weight = 0.25
     name: ClassVar[str] = "sabr"
 
     def __call__(self, batch: Batch) -> Tensor:
