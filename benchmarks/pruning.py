@@ -1,7 +1,7 @@
 """Pruning methods by what a verifier can prove afterwards, on Fashion-MNIST at eps 0.1: the table beside that of Li et al., arXiv:2206.07311.
 
     python -m benchmarks.pruning --runs runs/fashion train adversarial dense magnitude magnitude+nrs hydra ours
-    python -m benchmarks.pruning --runs runs/fashion certify adversarial-dense-0 adversarial-ours-0 --images 1000 --timeout 2
+    python -m benchmarks.pruning --runs runs/fashion certify adversarial dense ours --images 1000 --timeout 2
 
 Each network is a checkpoint and an ONNX file in the folder of runs; a training that was cut goes on from its last whole epoch, a certification from
 its last image. The last 5,000 training images are never trained on: whatever is chosen is chosen on them, the test images only measure.
@@ -20,20 +20,22 @@ from torch import Tensor
 import verifier
 from benchmarks.rows import circumstances
 from certprune.checkpoint import Architecture, Saved, load, read_tensors, save, write_tensors
-from certprune.config import VerifyConfig
+from certprune.config import VerifyConfig, digest
 from certprune.measured import CHECKED, Question, export, measure
 from certprune.models import ModelSpec
 from certprune.prune.hydra import Hydra
 from certprune.prune.magnitude import Magnitude
-from certprune.prune.mask import Layers, Mask, Scope, apply, full, select, sparsity
+from certprune.prune.mask import Layers, Scope, full
+from certprune.prune.schedule import prune_once
 from certprune.prune.scorer import Context, Scorer
-from certprune.train.fit import Checkpoint, Epoch, FitConfig, Task, fit
+from certprune.stages import Training, initial
+from certprune.stages import train as trained
+from certprune.train.fit import FitConfig
 from certprune.train.net import Net
 from certprune.train.objectives.crown_ibp import CrownIbp
 from certprune.train.objectives.fgsm import FgsmGradAlign
 from certprune.train.regularizers import NormalizedReluStability, Regularizer
 from certprune.train.stability_distance import StabilityDistance
-from certprune.train.weights import Weights
 
 EPS, SELECTION, SPARSITY, WIDTH = 0.1, 5000, 0.93, 0.25
 DENSE = {
@@ -91,56 +93,45 @@ class Run:
         architecture = Architecture(ModelSpec("paper7", width=WIDTH), tuple(x.shape[1:]), len(data.classes), mean, std)
         return Run(folder, (x[:cut], y[:cut]), data.test, architecture)
 
-    def path(self, training: str, method: str, seed: int, suffix: str = ".pt") -> Path:
-        return self.folder / f"{training}-{method.replace(', ', '-')}-{seed}{suffix}"
+    def path(self, training: str, method: str, seed: int) -> Path:
+        """Where a network is kept: under another name when any setting that made it is another."""
+        made = {"architecture": self.architecture, "dense": DENSE[training], "sparsity": SPARSITY}
+        if method != "dense":
+            how = methods(training)[method]
+            made |= {"tune": TUNE[training], "scorer": how.scorer, "regularizers": how.regularizers}
+        return self.folder / f"{training}-{method}-{seed}-{digest(made)}.pt"
 
 
 def train(run: Run, training: str, method: str, seed: int) -> Saved:
-    """The network of one row of the table, from disk or made now."""
+    """The network of one row of the table, from disk or made now; a training that was cut goes on after its last whole epoch."""
     path = run.path(training, method, seed)
     if path.exists():
         return load(path)
-    torch.manual_seed(seed)
     if method == "dense":
-        model, mask, config = run.architecture.build(), {}, DENSE[training]
+        start, config = initial(run.architecture, seed), DENSE[training]
     else:
-        model, how = train(run, training, "dense", seed).model(), methods(training)[method]
+        start, how = train(run, training, "dense", seed), methods(training)[method]
         config = replace(TUNE[training], regularizers=how.regularizers)
-        mask = {} if how.scorer is None else pruned(run, model, how.scorer, replace(config, seed=seed), path)
-        apply(model, mask)
-    learn(run, model, mask, replace(config, seed=seed), path)
-    history = ({"training": training, "method": method, "seed": seed, "sparsity": sparsity(mask) if mask else 0.0, "epochs": config.epochs},)
-    saved = Saved(run.architecture, {k: v.clone() for k, v in model.state_dict().items()}, mask, history)
+        start = start if how.scorer is None else pruned(run, start, how.scorer, replace(config, seed=seed), path)
+    task = Training(replace(config, seed=seed), path.with_suffix(".partial.pt"), torch.device("cpu"), lambda _: None)
+    after = trained(start, *run.train, task, method)
+    about = {"training": training, "method": method, "seed": seed, "epochs": config.epochs}
+    saved = replace(after, history=(*after.history, about))
     save(saved, path)
+    print(f"{path.stem}: trained", flush=True)
     return saved
 
 
-def pruned(run: Run, model: torch.nn.Module, scorer: Scorer, config: FitConfig, path: Path) -> Mask:
-    """The mask by one shot of the scorer, a threshold over all convolutions; kept on disk beside the network to come."""
-    kept = path.with_suffix(".mask.pt")
+def pruned(run: Run, dense: Saved, scorer: Scorer, config: FitConfig, path: Path) -> Saved:
+    """The network under the mask of one shot of the scorer, a threshold over all convolutions; the mask is kept beside the network to come."""
+    kept, model = path.with_suffix(".mask.pt"), dense.model()
     if kept.exists():
-        return read_tensors(kept)
-    net = Net(model, run.architecture.input_shape)
+        return replace(dense, mask=read_tensors(kept))
     generator = torch.Generator().manual_seed(config.seed)
-    context = Context(net, full(model, Layers.CONV), *run.train, config, SPARSITY, generator=generator, scope=Scope.GLOBAL)
-    mask = select(scorer(context), SPARSITY, Scope.GLOBAL, context.mask)
+    context = Context(Net(model, run.architecture.input_shape), full(model, Layers.CONV), *run.train, config, SPARSITY, generator=generator)
+    mask = prune_once(scorer, context, Scope.GLOBAL, SPARSITY)
     write_tensors(mask, kept)
-    return mask
-
-
-def learn(run: Run, model: torch.nn.Module, mask: Mask, config: FitConfig, path: Path) -> None:
-    """Trains in place, from the last whole epoch on disk."""
-    partial, last = path.with_suffix(".partial.pt"), None
-    if partial.exists():
-        c = read_tensors(partial)
-        last = Checkpoint([Epoch(**e) for e in c["epochs"]], c["model"], c["learned"], c["optimizer"])
-    task = Task(Net(model, run.architecture.input_shape), Weights(model, mask), *run.train, config)
-    for state in fit(task, last):
-        epochs = [asdict(epoch) for epoch in state.epochs]
-        write_tensors({"epochs": epochs, "model": state.model, "learned": state.learned, "optimizer": state.optimizer}, partial)
-        done = state.epochs[-1]
-        print(f"{path.stem} epoch {done.number}: loss {done.loss:.3f}, accuracy {done.accuracy:.3f}, {done.seconds:.0f} s", flush=True)
-    partial.unlink(missing_ok=True)
+    return replace(dense, mask=mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +167,12 @@ class Row:
     date: str
 
 
-def certify(run: Run, path: Path, verify: VerifyConfig, threads: int) -> Row:
+def certify(run: Run, saved: Saved, folder: Path, verify: VerifyConfig, threads: int) -> Row:
     """Exports a network in all forms, each checked against it, and measures the masked file on the first test images."""
-    saved, folder = load(path), path.with_suffix("")
     about = saved.history[-1]
     question = Question(run.test, verify.test, verify, seed=0, device="cpu")
     exported = export(saved, run.test.x[:CHECKED], folder)
-    found = measure(folder / "masked.onnx", question, folder / f"test-{verify.timeout_s:g}s", lambda done, all: tell(path, done, all))["row"]
+    found = measure(folder / "masked.onnx", question, folder / f"test-{verify.timeout_s:g}s", lambda done, of: tell(folder.name, done, of))["row"]
     forms = exported["forms"]
     same = {key: found[key] for key in (f.name for f in fields(Row)) if key in found}
     return Row(
@@ -192,8 +182,8 @@ def certify(run: Run, path: Path, verify: VerifyConfig, threads: int) -> Row:
     )
 
 
-def tell(path: Path, done: int, count: int) -> None:
-    print(f"{path.stem}: {done} of {count} images", flush=True)
+def tell(name: str, done: int, count: int) -> None:
+    print(f"{name}: {done} of {count} images", flush=True)
 
 
 def append(row: Row, path: Path) -> None:
@@ -245,11 +235,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", help="train, or prune and fine-tune, the networks of these methods")
-    training.add_argument("training", choices=sorted(DENSE))
-    training.add_argument("methods", nargs="+", choices=["dense", *methods("adversarial")])
-    training.add_argument("--seed", type=int, default=0)
-    certifying = commands.add_parser("certify", help="export and certify networks, a row each")
-    certifying.add_argument("networks", nargs="+", help="as adversarial-ours-0")
+    certifying = commands.add_parser("certify", help="export and certify them, a row each; what is not trained yet is")
+    for command in (training, certifying):
+        command.add_argument("training", choices=sorted(DENSE))
+        command.add_argument("methods", nargs="+", choices=["dense", *methods("adversarial")])
+        command.add_argument("--seed", type=int, default=0)
     certifying.add_argument("--images", type=int, default=1000)
     certifying.add_argument("--timeout", type=float, default=2.0, help="seconds an image")
     certifying.add_argument("--strong-attack", type=int, default=50, help="certified images attacked by 200 steps and 50 restarts")
@@ -261,13 +251,12 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     run = Run.of(options.runs, options.data_dir)
-    if options.command == "train":
-        for method in options.methods:
-            train(run, options.training, method, options.seed)
-        return
-    verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=options.strong_attack)
-    for name in options.networks:
-        append(certify(run, options.runs / f"{name}.pt", verify, options.threads), options.out)
+    for method in options.methods:
+        saved = train(run, options.training, method, options.seed)
+        if options.command == "certify":
+            verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=options.strong_attack)
+            folder = run.path(options.training, method, options.seed).with_suffix("")
+            append(certify(run, saved, folder, verify, options.threads), options.out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """The Fashion-MNIST benchmark: its rows come back as they went, and its table tells both limits."""
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.pruning import DENSE, TUNE, Row, append, methods, read_table
+from benchmarks.pruning import DENSE, TUNE, Row, Run, append, methods, read_table
+from certprune.checkpoint import Architecture
+from certprune.models import ModelSpec
 
 
 def row(**given: object) -> Row:
@@ -30,3 +33,13 @@ def test_every_method_is_tuned_at_the_same_radius_for_the_same_time(training: st
     assert TUNE[training].eps == DENSE[training].eps == 0.1
     assert set(methods(training)) == set(methods("adversarial"))
     assert {how.scorer is None for how in methods(training).values()} == {True, False}
+
+
+def test_a_network_made_by_other_settings_has_another_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    empty = torch.zeros(0)
+    run = Run(tmp_path, (empty, empty), None, Architecture(ModelSpec("paper7"), (1, 28, 28), 10, (0.3,), (0.4,)))
+    before = {method: run.path("adversarial", method, 0).name for method in ("dense", "hydra", "ours")}
+    assert len(set(before.values())) == 3
+    monkeypatch.setitem(TUNE, "adversarial", replace(TUNE["adversarial"], epochs=99))
+    after = {method: run.path("adversarial", method, 0).name for method in before}
+    assert {method for method in before if before[method] == after[method]} == {"dense"}
