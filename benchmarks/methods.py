@@ -139,6 +139,7 @@ class Row:
     """A network's file on the first test images; `error` is the sentence where there is none, and numbers are then missing.
 
     `sparsity` is the one found, `wanted` the one aimed at: whole channels do not always reach it. `certified_upper` counts the undecided too.
+    `config`: the digest of the cell's settings.
     """
 
     table: str
@@ -165,6 +166,7 @@ class Row:
     threads: int
     machine: str
     date: str
+    config: str
 
 
 def row_of(cell: Cell, runs: Path, threads: int, tell: Listener) -> Row:
@@ -179,6 +181,7 @@ def row_of(cell: Cell, runs: Path, threads: int, tell: Listener) -> Row:
     asked, named = cell.config.verify, circumstances("cpu", threads)
     about = {"table": cell.table, "name": cell.name, "wanted": cell.sparsity, "error": error, "images": measured.get("images", asked.test)}
     about |= {"eps": asked.eps, "timeout_s": asked.timeout_s, "seed": cell.config.seed} | asdict(named)
+    about["config"] = digest(cell.config)
     numbers = {f.name: _short(measured.get(f.name)) for f in fields(Row) if f.name not in about}
     return Row(**numbers, **about)
 
@@ -201,27 +204,36 @@ def _short(value: Any) -> Any:
 
 
 def run_cells(cells: Iterable[Cell], runs: Path, out: Path, threads: int, tell: Listener) -> None:
-    """Appends a row for each cell that has none yet under the same question."""
+    """Appends a row for each cell that has none yet under the same question and settings."""
+    _add_column(out)
     for cell in cells:
-        if _question(cell) not in {_question_of(row) for row in read_table(out)}:
+        if not any(_answers(row, cell) for row in read_table(out)):
             append_row(out, row_of(cell, runs, threads, tell))
 
 
-def _question(cell: Cell) -> tuple[str, ...]:
+def _answers(row: Mapping[str, str], cell: Cell) -> bool:
+    """Whether the row is the cell's; one without a digest of its settings counts for any: its commit tells them."""
     asked = cell.config.verify
-    return tuple(str(v) for v in (cell.table, cell.name, cell.sparsity, asked.test, asked.eps, asked.timeout_s, cell.config.seed))
-
-
-def _question_of(row: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(row[key] for key in ("table", "name", "wanted", "images", "eps", "timeout_s", "seed"))
+    wanted = (cell.table, cell.name, cell.sparsity, asked.test, asked.eps, asked.timeout_s, cell.config.seed)
+    found = tuple(row[key] for key in ("table", "name", "wanted", "images", "eps", "timeout_s", "seed"))
+    return found == tuple(str(v) for v in wanted) and row["config"] in ("", digest(cell.config))
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of the file; none where there is no file yet."""
+    """The rows of the file; none where there is no file yet. Older files have no column `config`: it is empty then."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [row if "config" in row else row | {"config": ""} for row in csv.DictReader(file)]
+
+
+def _add_column(path: Path) -> None:
+    """Writes an older file with the column `config`, so that what is appended has its place."""
+    rows = read_table(path)
+    if rows and "config" not in path.read_text().splitlines()[0].split(","):
+        path.unlink()
+        for row in rows:
+            append_row(path, Row(**row))
 
 
 COLUMNS: tuple[tuple[str, str, Callable[[str], str]], ...] = (

@@ -4,6 +4,7 @@ Files are read without unpickling objects (`weights_only`), and written beside t
 """
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -114,11 +115,10 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise verifier.VerifierError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from None
-    except _BROKEN as error:
-        told = isinstance(error, (RuntimeError, pickle.UnpicklingError)) and str(error)
-        said = told.splitlines()[0] if told else "it is cut or something else."
-        raise verifier.VerifierError(f"{path} is no checkpoint: {said}") from None
+        cut = error.errno == errno.EINVAL  # torch seeks beyond the end of a file that was cut
+        raise verifier.VerifierError(f"Cannot read the checkpoint {path}: {'it is cut or damaged' if cut else error.strerror or error}.") from None
+    except _BROKEN:  # what torch says of it advises to load the file without care
+        raise verifier.VerifierError(f"{path} is no checkpoint: it is cut, damaged or something else; write it again.") from None
     if not isinstance(content, dict):
         raise verifier.VerifierError(f"{path} is no checkpoint of certprune: it holds a {type(content).__name__}.")
     return content

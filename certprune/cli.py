@@ -4,9 +4,11 @@ Exit code 0 when the work is done, 2 after bad input or a full disk with one sen
 """
 from __future__ import annotations
 
+import json
 import os
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +16,23 @@ import typer
 
 from certprune import __version__
 from certprune.console import Bars, share, table, tell
-from certprune.options import EvaluateOptions, ExportOptions, FinetuneOptions, LoopOptions, PruneOptions, ReportOptions, RunOptions, TrainOptions
+from certprune.options import (
+    EvaluateOptions,
+    ExportOptions,
+    FinetuneOptions,
+    LoopOptions,
+    PruneOptions,
+    ReportOptions,
+    RunOptions,
+    SmoothOptions,
+    TrainOptions,
+)
 from verifier import VerifierError, takes
 
 if TYPE_CHECKING:
     from certprune.checkpoint import Saved
     from certprune.config import Arm, LoopConfig
+    from certprune.smoothing import SmoothedRow
     from certprune.stages import Images
     from certprune.train.fit import FitConfig
 
@@ -81,7 +94,7 @@ def train(options: TrainOptions) -> None:
     from certprune import stages
 
     config, images = _prepared(options, options.config)
-    untrained = stages.initial(images.architecture(config.model), config.seed)
+    untrained = stages.initial(images.architecture(config.model), config.seed, config.train.initialise)
     _fitted(untrained, images, config, config.train, options.out)
 
 
@@ -141,6 +154,52 @@ def evaluate(options: EvaluateOptions) -> None:
         except KeyboardInterrupt:
             raise _Kept(f"Interrupted: the images that were decided are kept in {options.out}; the same command goes on from there.") from None
     print(f"{options.out / 'measured.json'}: {note}")
+
+
+@app.command(epilog="Example: certprune smooth exported/masked.onnx --data digits --sigma 0.25 --radius 0.25 --limit 100")
+@takes(SmoothOptions)
+def smooth(options: SmoothOptions) -> None:
+    """Certify a network's class under Gaussian noise (randomised smoothing): each certificate may be wrong with probability ALPHA.
+
+    That is a statement on the smoothed network and Euclidean distances; what evaluate proves is on the network itself. One row an image,
+    then a summary.
+    """
+    import verifier
+    from certprune.progress import Step
+    from certprune.smoothing import SmoothedSummary, SmoothingConfig, certify_smoothed, check_radius, onnx_classifier
+
+    config = SmoothingConfig(options.sigma, options.n0, options.n, options.alpha, seed=options.seed)
+    check_radius(options.radius, config)
+    classify = onnx_classifier(options.model)
+    test = verifier.load_dataset(options.data, options.data_dir).test
+    part = test.of(slice(options.limit))
+    if not len(part):
+        raise VerifierError(f"Data set {options.data!r} has no test images: give x_test and y_test.")
+    rows: list[SmoothedRow] = []
+    interrupted = None
+    with Bars() if options.json else nullcontext() as bars:  # a bar would take the rows of standard output to itself
+        try:
+            for row in certify_smoothed(classify, part.x[:], part.y, config):
+                rows.append(row)
+                if bars is not None:
+                    bars(Step("smooth", len(rows), len(part)))
+                else:
+                    _print_smoothed(rows, len(part), options.radius)
+        except KeyboardInterrupt:
+            interrupted = _Kept(f"Interrupted: the summary counts {len(rows)} of {len(part)} images.")
+    summary = SmoothedSummary.of(rows, options.radius)
+    print(json.dumps({"images": [asdict(row) for row in rows], "summary": asdict(summary)}) if options.json else f"\n{summary.sentence()}")
+    if interrupted is not None:
+        raise interrupted
+
+
+def _print_smoothed(rows: list[SmoothedRow], count: int, radius: float) -> None:
+    """The last of the rows, under a headline if it is the first."""
+    if len(rows) == 1:
+        print(f"{'image':>6} {'of':>6} {'label':>6} {'predicted':>9} {'radius':>8} {'certified':>9} {'seconds':>8}")
+    row = rows[-1]
+    predicted, certified = "abstains" if row.predicted is None else row.predicted, "yes" if row.certified(radius) else "no"
+    print(f"{row.index:6d} {count:6d} {row.label:6d} {predicted:>9} {row.radius:8.4f} {certified:>9} {row.seconds:8.2f}", flush=True)
 
 
 @app.command(epilog="Example: certprune report runs/digits")

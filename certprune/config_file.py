@@ -75,10 +75,11 @@ def _config(tables: Table) -> LoopConfig:
     tables.pop("finetune", None)
     tables.pop("prune", None)
     seed = {"seed": tables.get("seed", 0)}
-    base = train | AFTER_PRUNING | later
+    base = {k: v for k, v in train.items() if k != "initialise"} | AFTER_PRUNING | later
     for name, section in (("train", train), ("finetune", later)):
         if "seed" in section:
             raise VerifierError(f"key '{name}.seed' is not a setting: a run has one seed, at the top of the file.")
+    _refuse_a_start(later, "finetune")
     _refuse_unknown(tables, [f.name for f in fields(LoopConfig)] + ["finetune"], "")
     config = build(LoopConfig, tables | {"train": train | seed}, "")
     _fit(base | seed, "finetune")
@@ -102,8 +103,15 @@ def _arm(name: str, common: Table, own: Table, base: Table) -> Arm:
     if "method" not in own and name not in SCORERS:
         raise VerifierError(f"[prune.{name}] has no method, and there is none called {name!r}{_near(name, SCORERS)}: say method = \"...\".")
     table = common | {"method": name} | own
-    table["finetune"] = base | _section(own, "finetune", required=False)
+    later = _section(own, "finetune", required=False)
+    _refuse_a_start(later, f"{where}finetune")
+    table["finetune"] = base | later
     return build(Arm, table, where)
+
+
+def _refuse_a_start(section: Table, where: str) -> None:
+    if "initialise" in section:
+        raise VerifierError(f"key '{where}.initialise' is not a setting: fine-tuning goes on from trained weights; say it in [train].")
 
 
 def _fit(table: Table, where: str) -> FitConfig:

@@ -17,7 +17,7 @@ import verifier
 from certprune import stages
 from certprune.checkpoint import Saved, load, save
 from certprune.config import After, Arm, Feedback, LoopConfig, digest, plain
-from certprune.measured import Question, export, measure
+from certprune.measured import Question, check_forms, export, measure
 from certprune.progress import Listener, Step
 from certprune.prune.schedule import sparsities
 from certprune.prune.scorer import Findings
@@ -161,7 +161,7 @@ class _Run:
         return {"data": plain(replace(self.config.data, data_dir=None)), "seed": self.config.seed}
 
     def dense(self) -> Candidate:
-        saved = stages.initial(self.images.architecture(self.config.model), self.config.seed)
+        saved = self._initial()
         label, config = "dense-train", self._fit(self.config.train, 0)
 
         def work(folder: Path) -> dict[str, Any]:
@@ -169,6 +169,9 @@ class _Run:
 
         trained = self.store.stage(label, self._train_key(), work)
         return Candidate("dense", 0, trained, self._exported("dense", trained))
+
+    def _initial(self) -> Saved:
+        return stages.initial(self.images.architecture(self.config.model), self.config.seed, self.config.train.initialise)
 
     def _train_key(self) -> dict[str, Any]:
         return self._base() | {"model": self.config.model, "fit": self._fit(self.config.train, 0)}
@@ -195,7 +198,7 @@ class _Run:
 
     def _early(self, epoch: int) -> Stage:
         """The dense network as it was after so many epochs."""
-        saved = stages.initial(self.images.architecture(self.config.model), self.config.seed)
+        saved = self._initial()
         label, config = f"dense-epoch-{epoch}", self._fit(self.config.train, 0)
 
         def work(folder: Path) -> dict[str, Any]:
@@ -271,7 +274,10 @@ class _Run:
 
         def work(folder: Path) -> dict[str, Any]:
             question = Question(images, count, asked, self.config.seed, self.config.device)
-            return measure(candidate.exported.folder / "masked.onnx", question, folder, lambda n, of: self.store.tell(Step(label, n, of)))
+            masked = candidate.exported.folder / "masked.onnx"
+            record = measure(masked, question, folder, lambda n, of: self.store.tell(Step(label, n, of)))
+            check_forms(masked, question, record["row"]["image_rows"])
+            return record
 
         known = {key: value for key, value in plain(asked).items() if key not in ("test", "selection")}
         depends = {"of": candidate.exported.digest, "split": split, "count": count, "verify": known, "seed": self.config.seed}
@@ -285,6 +291,7 @@ class _Run:
             "name": candidate.name, "method": candidate.method, "round": candidate.round, "sparsity": exported.record["sparsity"],
             "seed": self.config.seed, "split": measurement.split, "eps": self.config.verify.eps, "norm": self.config.verify.norm,
             "bytes": {form: found["bytes"] for form, found in forms.items()},
+            "sparsity_file": min(found["sparsity"] for found in forms.values()),
             "max_difference": max(found["max_difference"] for found in forms.values()),
             "onnx": str((exported.folder / "masked.onnx").relative_to(self.store.root)),
         }

@@ -1,12 +1,12 @@
 """The stages that leave the network for its file: export it, and measure the file as a stranger's would be.
 
 What is measured is the *masked* file: it has the shapes of the network in training, so that a neuron that branch and bound split there is known
-here. The compact and the sparse file are the same function (checked at export) and are told of by their bytes.
+here. The compact and the sparse file are the same function (checked at export), are told of by their bytes, and may not contradict it.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from certprune.export import Form, check_export, export_model
 from certprune.prune.mask import Layers, full, sparsity
 from certprune.store import make_folder, read_json, write_json
 
-PIECE = 32
+PIECE = 64
 """Images that are decided together; the results of each piece are kept, and a run that was cut goes on with the next."""
 CHECKED = 256
 """Real images on which a file is compared with the network."""
+COMPARED, COMPARED_S = 3, 0.5
+"""Images on which the verdicts of the other two forms are compared with the masked file's, and the seconds for each."""
 
 
 def export(saved: Saved, images: np.ndarray, folder: Path) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def measure(onnx: Path, question: Question, folder: Path, listener: Callable[[in
             write_json(_piece(graph, question, range(start, min(start + PIECE, count))), path)
         pieces += read_json(path)
         listener(min(start + PIECE, count), count)
-    row = _shares(pieces) | _network(onnx, graph, question, count) | {"survived_attack": _survives(graph, question, pieces)}
+    row = _shares(pieces) | _network(onnx, graph, question, count) | {"survived_attack": _survives(onnx, graph, question, pieces)}
     note = f"clean {row['clean']:.1%}, certified {row['certified']:.1%}" + (
         f" to {row['certified_upper']:.1%}" if row["certified_upper"] > row["certified"] else "")
     return {"files": [], "row": row, "findings": _findings(graph, pieces), "note": note}
@@ -145,13 +147,43 @@ def _tightness(graph: verifier.Graph, question: Question, count: int) -> list[di
     return [{"engine": engine, "gap": float(gap.mean()) if len(gap) else None} for engine, gap in finite.items()]
 
 
-def _survives(graph: verifier.Graph, question: Question, pieces: Sequence[dict[str, Any]]) -> bool | None:
-    """Whether every certified image, of the first `strong_attack` certified ones, survives the strong attack; None where there is none."""
+def _survives(onnx: Path, graph: verifier.Graph, question: Question, pieces: Sequence[dict[str, Any]]) -> bool | None:
+    """That the first `strong_attack` certified images survive the strong attack; None where there is none.
+
+    Raises:
+        VerifierError: one does not: its proof is wrong.
+    """
     certified = [image["index"] for image in pieces if image["verdict"] == "verified"][: question.verify.strong_attack]
     if not certified:
         return None
     part = question.split.of(certified)
-    return bool(verifier.survives_attack(graph, part.x[:], part.y, question.around, seed=question.seed).all())
+    survives = verifier.survives_attack(graph, part.x[:], part.y, question.around, seed=question.seed)
+    fallen = [image for image, stands in zip(certified, survives) if not stands]
+    if fallen:
+        raise verifier.VerifierError(
+            f"{onnx}: image {fallen[0]} was proved to keep its label within eps {question.verify.eps:g} ({question.verify.norm}), but an attack finds "
+            "a counterexample: the proof is wrong, so trust no row of this network, and report it.")
+    return True
+
+
+def check_forms(masked: Path, question: Question, image_rows: Sequence[dict[str, Any]]) -> None:
+    """No image is verified in one form of a network and falsified in another: the first `COMPARED` of `image_rows`, which are the masked file's.
+
+    Raises:
+        VerifierError: one is; the forms are then not the same function, or a proof is wrong.
+    """
+    decided = {image["index"]: image["verdict"] for image in image_rows[:COMPARED]}
+    part = question.split.of(list(decided))
+    config = replace(question.config, timeout_s=min(COMPARED_S, question.verify.timeout_s))
+    for form in (Form.COMPACT, Form.SPARSE):
+        other = masked.with_name(f"{form.value}.onnx")
+        for index, row in zip(decided, verifier.certify(verifier.load_onnx(other), part.x[:], part.y, question.around, config), strict=True):
+            if row.verdict.reason is verifier.Reason.INTERRUPTED:
+                raise KeyboardInterrupt
+            if {decided[index], row.verdict.status.value} == {"verified", "falsified"}:
+                raise verifier.VerifierError(
+                    f"Image {index} is {decided[index]} in {masked} but {row.verdict.status.value} in {other}: they are not the same network, or a "
+                    "proof is wrong; trust neither, and report it.")
 
 
 def _findings(graph: verifier.Graph, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -90,6 +90,21 @@ class EvaluateOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmoothOptions:
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", exists=True, dir_okay=False, help="A classifier of images with pixels in [0, 1].")]
+    data: Annotated[str, typer.Option(metavar="NAME", help="digits, mnist, fashion-mnist, cifar10, svhn, or a file .npz: its test images.")]
+    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data set's files are.")] = None
+    sigma: Annotated[float, typer.Option(help="Deviation of the noise, in pixel units.")] = 0.25
+    radius: Annotated[float, typer.Option(help="The Euclidean radius that the summary counts at.")] = 0.25
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N images (default all).")] = None
+    n0: Annotated[int, typer.Option("--n0", min=1, help="Draws that choose the class.")] = 100
+    n: Annotated[int, typer.Option("--n", min=1, help="Draws that bound its probability.")] = 10_000
+    alpha: Annotated[float, typer.Option(help="Accepted probability that a certificate is wrong.")] = 0.001
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     run: Annotated[Path, typer.Argument(metavar="RUN", exists=True, file_okay=False, help="The folder of a run, e.g. runs/digits.")]
     data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data set's files are, for the pictures.")] = None

@@ -74,12 +74,16 @@ class ImageResult(_Checked):
 
 
 class Row(_Checked):
-    """One network on one split. `certified` and `certified_upper` differ by the images that were neither proved nor falsified."""
+    """One network on one split. `certified` and `certified_upper` differ by the images that were neither proved nor falsified.
+
+    `sparsity` is the mask's; `sparsity_file` is counted in the exported files, the smallest of the three forms, and never below it.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     method: Annotated[str, Field(min_length=1)]
     round: Count
     sparsity: Fraction
+    sparsity_file: Fraction | None
     seed: int
     split: str
     images: Count

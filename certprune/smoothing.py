@@ -85,6 +85,25 @@ class SmoothedSummary:
         abstained = sum(row.predicted is None for row in rows)
         return SmoothedSummary(len(rows), correct, certified, abstained, radius, sum(row.seconds for row in rows))
 
+    def sentence(self) -> str:
+        correct, certified = (count / max(self.images, 1) for count in (self.correct, self.certified))
+        shares = f"{correct:.1%} right under noise, {certified:.1%} certified within the Euclidean radius {self.radius:g}"
+        return f"{self.images} images: {shares}, {self.abstained} abstained, {self.seconds:.1f} s."
+
+
+def check_radius(radius: float, config: SmoothingConfig) -> None:
+    """Refuses a radius that no image could have: every draw of the chosen class certifies sigma * Phi^-1(alpha^(1/n)).
+
+    Raises:
+        VerifierError: the radius is above that, negative or no number.
+    """
+    if not 0 <= radius < np.inf:
+        raise verifier.VerifierError(f"radius is {radius}: give a Euclidean distance in pixel units, at least 0.")
+    largest = config.sigma * float(norm.ppf(lower_probability(config.draws, config.draws, config.alpha)))
+    if radius > max(largest, 0.0):
+        asked = f"{config.draws} draws of sigma {config.sigma:g} at alpha {config.alpha:g}"
+        raise verifier.VerifierError(f"radius is {radius:g}, but {asked} certify {max(largest, 0.0):.3g} at most: more draws or a larger sigma reach farther.")
+
 
 def certify_smoothed(classify: Classify, x: np.ndarray, y: np.ndarray, config: SmoothingConfig) -> Iterator[SmoothedRow]:
     """CERTIFY for each image `x (N, *shape)` with label `y (N,)`, as it is known.

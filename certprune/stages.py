@@ -23,6 +23,7 @@ from certprune.prune.mask import apply, full, sparsity
 from certprune.prune.schedule import prune_once, rewound
 from certprune.prune.scorer import Context, Findings
 from certprune.train.fit import Checkpoint, Epoch, FitConfig, Progress, Task, fit
+from certprune.train.initialise import Initialise, initialise_for_ibp
 from certprune.train.net import Net
 from certprune.train.weights import Weights
 
@@ -63,11 +64,13 @@ def as_tensor(x: verifier.Images) -> Tensor:
     return torch.tensor(x.stored if is_bytes else x[:])
 
 
-def initial(architecture: Architecture, seed: int) -> Saved:
+def initial(architecture: Architecture, seed: int, how: Initialise = Initialise.DEFAULT) -> Saved:
     """The untrained network of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = architecture.build()
+    if how is Initialise.IBP:
+        initialise_for_ibp(model, torch.Generator().manual_seed(seed))
     return Saved(architecture, _state(model))
 
 

@@ -77,14 +77,14 @@ def _word(text: str) -> Cell:
 def networks(rows: Sequence[Row]) -> Table:
     """A line for each network and split: what it is, how accurate, how stable, how fast to prove."""
     headings = (
-        "network", "method", "round", "seed", "split", "images", "sparsity (%)", "clean (%)", "PGD (%)", "certified (%)",
+        "network", "method", "round", "seed", "split", "images", "sparsity (%)", "in the file (%)", "clean (%)", "PGD (%)", "certified (%)",
         "unstable ReLUs (IBP)", "unstable ReLUs (CROWN)", "domains an image", "time an image (s)", "strong PGD survived",
     )  # fmt: skip
     survived = {None: DASH, True: "yes", False: "NO"}
     lines = [
         (
             _word(r.name), _word(r.method), _cell(r.round), Cell(str(r.seed), r.seed), _word(r.split), _cell(r.images),
-            *(Cell(percent(v).removesuffix(" %"), v) for v in (r.sparsity, r.clean, r.pgd)),
+            *(Cell(percent(v).removesuffix(" %"), v) for v in (r.sparsity, r.sparsity_file, r.clean, r.pgd)),
             Cell(interval(r.certified, r.certified_upper).removesuffix(" %"), r.certified),
             *(_cell(v) for v in (r.unstable_ibp, r.unstable_crown, r.domains_per_image, r.seconds_per_image)), _word(survived[r.survived_attack]),
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import verifier
+from certprune.train.initialise import Initialise
 from certprune.train.net import Batch, Net
 from certprune.train.objectives.objective import Objective
 from certprune.train.regularizers import Regularizer
@@ -26,7 +27,8 @@ from certprune.train.weights import Learned
 class FitConfig:
     """eps is 0 for `warmup` epochs, rises for `ramp` epochs, smoothly, and stays; the learning rate falls by a cosine to `final_lr` times itself.
 
-    `optimizer`: adam or sgd (momentum 0.9, Nesterov). `shift`: random shifts by so many pixels; `flip`: random mirror images.
+    `optimizer`: adam or sgd (momentum 0.9, Nesterov). `shift`: random shifts by so many pixels; `flip`: random mirror images. `initialise`: the
+    weights that a dense network starts from.
     """
 
     epochs: int
@@ -44,6 +46,7 @@ class FitConfig:
     shift: int = 0
     flip: bool = False
     seed: int = 0
+    initialise: Initialise = Initialise.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

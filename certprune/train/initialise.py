@@ -5,9 +5,17 @@ Ref: Shi et al., arXiv:2103.17268, section 4.1 ("IBP initialization").
 from __future__ import annotations
 
 import math
+from enum import Enum
 
 import torch
 from torch import nn
+
+
+class Initialise(str, Enum):
+    """What an untrained network's weights are: torch's own, or those of `initialise_for_ibp`."""
+
+    DEFAULT = "default"
+    IBP = "ibp"
 
 
 @torch.no_grad()

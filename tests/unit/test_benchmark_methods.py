@@ -9,7 +9,7 @@ import typer
 
 from benchmarks import methods
 from benchmarks.methods import Cell, Row, chosen, config_of, method_cells, objective_cells, on_test, read_table, row_of, run_cells, table
-from certprune.config import Feedback, VerifyConfig, check_fit, plain
+from certprune.config import Feedback, VerifyConfig, check_fit, digest, plain
 from certprune.loop import Result
 from certprune.progress import silent
 from certprune.prune.registry import SCORERS
@@ -21,11 +21,11 @@ from verifier import VerifierError
 VERIFY = VerifyConfig(0.06, test=120, timeout_s=2.0)
 
 
-def row(name: str, wanted: float, error: str = "") -> Row:
+def row(name: str, wanted: float, error: str = "", config: str = "") -> Row:
     numbers = dict.fromkeys(("sparsity", "clean", "pgd", "certified", "certified_upper", "max_difference"), None if error else 0.25)
     numbers |= dict.fromkeys(("unstable_ibp", "unstable_crown", "seconds_per_image", "domains_per_image"), None if error else 12.0)
     asked = {"images": 120, "eps": 0.06, "timeout_s": 2.0, "seed": 0}
-    now = {"commit": "abc", "device": "cpu", "threads": 1, "machine": "m", "date": "d"}
+    now = {"commit": "abc", "device": "cpu", "threads": 1, "machine": "m", "date": "d", "config": config}
     return Row("method", name, wanted, **numbers, nonzero=None if error else 7, error=error, **asked, **now)
 
 
@@ -73,7 +73,7 @@ def test_a_cell_that_has_its_row_is_left_out(tmp_path: Path, monkeypatch: pytest
 
     def measured(cell: Cell, *_: object) -> Row:
         ran.append((cell.name, cell.sparsity))
-        return row(cell.name, cell.sparsity)
+        return row(cell.name, cell.sparsity, config=digest(cell.config))
 
     monkeypatch.setattr(methods, "row_of", measured)
     cells = method_cells(["random", "magnitude+nrs"], [0.5, 0.9], VERIFY, 0)
@@ -83,6 +83,21 @@ def test_a_cell_that_has_its_row_is_left_out(tmp_path: Path, monkeypatch: pytest
     assert [line["name"] for line in read_table(tmp_path / "rows.csv")] == ["random", "magnitude+nrs"] * 2
     run_cells(method_cells(["random"], [0.5], replace(VERIFY, timeout_s=3.0), 0), tmp_path, tmp_path / "rows.csv", 1, silent)
     assert len(ran) == 5  # another time-out is another question
+    other = [replace(cell, config=replace(cell.config, train=replace(cell.config.train, lr=0.5))) for cell in cells[:1]]
+    for _ in range(2):
+        run_cells(other, tmp_path, tmp_path / "rows.csv", 1, silent)
+    assert len(ran) == 6  # and so is another training
+
+
+def test_rows_of_a_file_without_digests_count_and_keep_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "row_of", lambda cell, *_: row(cell.name, cell.sparsity, config=digest(cell.config)))
+    out, old = tmp_path / "rows.csv", {k: "" if v is None else str(v) for k, v in asdict(row("random", 0.5)).items() if k != "config"}
+    out.write_text(f"{','.join(old)}\n{','.join(old.values())}\n")
+    cells = method_cells(["random", "magnitude+nrs"], [0.5], VERIFY, 0)
+    run_cells(cells, tmp_path, out, 1, silent)
+    first, second = read_table(out)
+    assert first == old | {"config": ""}
+    assert (second["name"], second["config"]) == ("magnitude+nrs", digest(cells[1].config))
 
 
 def test_a_failure_is_a_row_with_its_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
     rows = [network("bare", **empty, layers=[], tightness=[], image_rows=[])]
     texts = Reader(page_of(tmp_path, rows, None)).texts
     assert not re.search(r"\b(nan|none)\b", " ".join(texts), re.IGNORECASE)
-    assert texts.count(tables.DASH) == 1 + len(tables.networks(check_rows(rows)).headings) - 7 + len(tables.sizes(check_rows(rows)).headings) - 1
+    assert texts.count(tables.DASH) == 1 + len(tables.networks(check_rows(rows)).headings) - 8 + len(tables.sizes(check_rows(rows)).headings) - 1
     assert "Stable and unstable ReLUs, layer by layer" not in texts and "Tightness of the bounds" not in texts
 
 
