@@ -92,6 +92,7 @@ class _Job:
     refused: int = 0
     seconds: float = 0.0
     unstable: int | None = None
+    root: float | None = None
 
     @property
     def open(self) -> bool:
@@ -168,6 +169,7 @@ class _Run:
             job.unstable = search.problem.unstable
             open_root(search, deadline)
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
+            job.root = _root_margin(search)
 
     def _decide(self, waiting: list[_Job]) -> None:
         """Attack, then turns of branch and bound for all while they decide some, then each by itself; searches are dropped as their jobs end."""
@@ -240,7 +242,9 @@ class _Run:
         if not any(job.open or job.failure for job in jobs):
             if not jobs:
                 return Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification")
-            return Verdict(Status.VERIFIED, Reason.PROVED, _proved_sentence(jobs, outcomes), engine=_engines(outcomes))
+            roots = [job.root for job in jobs]
+            lowest = None if None in roots else min(roots)
+            return Verdict(Status.VERIFIED, Reason.PROVED, _proved_sentence(jobs, outcomes), engine=_engines(outcomes), lower_bound=lowest)
         reason, sentence = self._why_unknown(jobs)
         lowest = [o.lower for o in outcomes if o.lower is not None and not o.proved]
         return Verdict(Status.UNKNOWN, reason, sentence, engine=_engines(outcomes), lower_bound=min(lowest, default=None))
@@ -303,6 +307,14 @@ def _resources(*jobs: _Job) -> Iterator[None]:
 
 def _free_inputs(case: Case) -> int:
     return int((case.upper > case.lower).sum())
+
+
+def _root_margin(search: Search) -> float | None:
+    """min over polytopes of max over their rows of the proved bound, where the root proves all; splits leave no bound behind."""
+    polytope = search.problem.polytope
+    if not search.proved or not len(polytope):
+        return None
+    return min(float(search.floor[polytope == k].max()) for k in polytope.unique().tolist())
 
 
 def _nbytes(problem: ReducedProblem) -> int:

@@ -51,7 +51,8 @@ class NeuronSplit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`lower_bound`: the proved lower bound of the worst open row (None where there is none, e.g. after a counterexample).
+    """`lower_bound`: the proved lower bound of the worst row: of UNKNOWN over what is open, of VERIFIED over the region and positive, where bounds
+    without splits proved it; None where there is none, e.g. after a counterexample.
 
     `splits`: the neurons that branch and bound split for the property's rows, the most often split first (splits for the sake of other neurons'
     bounds, and of inputs, are not among them). `unstable`: neurons that are not linear over the region, once the root has bounded them, summed

@@ -63,7 +63,7 @@ def test_digits_agree_with_one_property_an_image(digits: Path, capsys) -> None:
         spec = verifier.robustness(data.x_test[i], int(data.y_test[i]), 0.02, 10)
         expected = {Status.VERIFIED: "unsat", Status.FALSIFIED: "sat"}[verifier.verify(graph, spec).status]
         assert (row["index"], row["label"], row["verdict"]) == (i, data.y_test[i], expected)
-        assert row["verdict"] != "unsat" or row["pgd_margin"] > row["margin"] >= 0
+        assert row["verdict"] != "unsat" or row["pgd_margin"] > row["margin"] > 0
     assert answer["summary"]["certified"] == sum(row["verdict"] == "unsat" for row in answer["images"])
 
 
@@ -86,8 +86,8 @@ def test_rows_go_to_the_file(monkeypatch, digits: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert [row["verdict"] for row in rows] == ["unsat", "timeout", "sat"]
     assert list(rows[0]) == ["index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds"]
-    assert (rows[1]["margin"], rows[1]["domains"], rows[2]["margin"]) == ("-0.125", "9", "")
-    assert float(rows[2]["pgd_margin"]) <= -0.25
+    assert (rows[1]["margin"], rows[1]["domains"], rows[2]["margin"]) == ("-0.125", "9", "-0.25")
+    assert (float(rows[0]["margin"]), float(rows[2]["pgd_margin"]) <= -0.25) == (0.0, True)
 
 
 def test_an_interruption_between_rows_keeps_them_and_counts_all_images(monkeypatch, digits: Path, capsys, tmp_path: Path) -> None:

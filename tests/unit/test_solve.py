@@ -66,6 +66,19 @@ def test_verdicts_are_true(gap: float, config: Config) -> None:
 
 
 @both
+def test_what_the_root_proves_has_its_bound(config: Config) -> None:
+    """Positive and at most the MILP's minimum, which is the gap; a proof by splits tells no bound."""
+    bounds = []
+    for seed in range(6):
+        mlp = random_mlp(seed)
+        for gap in (1.0, 2e-3):
+            verdict = verifier.verify(mlp.graph(), spec_of(mlp, near_truth(mlp, seed, gap, rows=1 + seed % 2)), config)
+            assert verdict.lower_bound is None or 0 < verdict.lower_bound <= gap + 1e-6
+            bounds.append(verdict.lower_bound)
+    assert None in bounds and any(bound is not None and bound > 0.1 for bound in bounds)
+
+
+@both
 def test_verdicts_over_many_inputs_are_true(config: Config) -> None:
     """More than 20 free inputs: no input splits, single precision."""
     for seed, gap in enumerate([0.1, -0.1, 0.02, -0.02]):

@@ -1,8 +1,11 @@
 """The strong attack: its margins are attained, reach the minimum of small networks, and survivors are those it leaves."""
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
+import torch
 
 import verifier
 from tests.mlp import Mlp, near_truth, random_mlp, smallest_margin
@@ -28,6 +31,17 @@ def test_margins_are_attained_and_reach_the_minimum() -> None:
             assert margin >= truth - 1e-5
             reached += margin <= truth + 1e-3
     assert reached >= 7
+
+
+@pytest.mark.parametrize("constant", [lambda x: x.new_ones(len(x), 2), lambda x: torch.ones(len(x), 2, requires_grad=True)])
+def test_a_network_without_gradient_has_its_constant_margin(constant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output does not read the input: nothing to descend, and nothing to trip over."""
+    mlp = random_mlp(0)
+    case = near_truth(mlp, 1, 0.1)
+    monkeypatch.setattr(sys.modules["verifier.graph.execute"], "execute", lambda graph, x: constant(x))
+    rows = case.polytopes[0]
+    found = smallest_margins(mlp.graph(), [case], ATTACK)
+    assert found.margin == pytest.approx(float(rows.output[0].sum() - rows.offset[0]), abs=1e-5)
 
 
 def test_a_case_that_has_enough_is_left_alone() -> None:

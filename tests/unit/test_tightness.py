@@ -65,6 +65,17 @@ def test_a_bound_one_percent_too_tight_is_red(monkeypatch: pytest.MonkeyPatch) -
         check_between(tightness(mlp.graph(), x, y, verifier.Perturbation(1e-6), CONFIG), truths(mlp, x, y))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_without_a_number_leaves_the_others_theirs(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp = random_mlp(2)
+    x, y = images(2)
+    right = module._bounds
+    monkeypatch.setattr(module, "_bounds", lambda graph, specs, name: right(graph, specs, name) * (np.nan if name == engine else 1))
+    gaps = tightness(mlp.graph(), x, y, AROUND, CONFIG).gaps()
+    assert [name for name, gap in gaps.items() if np.isfinite(gap).all()] == [name for name in ENGINES if name != engine]
+    assert all((gap >= 0).all() for name, gap in gaps.items() if name != engine)
+
+
 def test_stability_is_the_mean_of_the_images() -> None:
     mlp = random_mlp(4, (3, 8, 6, 2))
     x, _ = images(5)

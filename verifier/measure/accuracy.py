@@ -41,9 +41,13 @@ class Measured:
 
     @property
     def margin(self) -> float | None:
-        """A proved lower bound of the least margin in the ball: what the verdict tells, at least 0 of a certified image."""
-        told = self.row.verdict.lower_bound
-        return 0.0 if told is None and self.row.verdict.status is Status.VERIFIED else told
+        """A proved lower bound of the least margin in the ball, 0 where the proof tells no more; of a falsified image its counterexample's
+        margin, at most 0; None where nothing is known.
+        """
+        verdict = self.row.verdict
+        if verdict.counterexample is not None:
+            return 0.0 - verdict.counterexample.margin
+        return 0.0 if verdict.lower_bound is None and verdict.status is Status.VERIFIED else verdict.lower_bound
 
 
 def measure_accuracy(

@@ -198,7 +198,8 @@ class _Solver:
             self.listener(Progress("bounds of many", 0.0))
             found = self.screen.prove([spec.cases[0] for spec in specs.values()], self.config.timeout_s)
             spent = dict(zip(specs, found.seconds.tolist()))
-            proved = {key: _proved(engine, spent[key]) for key, engine in zip(specs, found.engine) if engine}
+            bounds = zip(specs, found.engine, found.lower.tolist())
+            proved = {key: _proved(engine, spent[key], lower) for key, engine, lower in bounds if engine}
         yield proved
         waiting = [key for key in specs if key not in proved]
         for start in range(0, len(waiting), CHUNK):
@@ -223,8 +224,9 @@ def screen_of(graph: Graph, config: Config) -> Screen:
     return Screen(graph, device_of(config.device))
 
 
-def _proved(engine: str, seconds: float) -> Verdict:
-    return Verdict(Status.VERIFIED, Reason.PROVED, f"All unsafe sets are unreachable, proved by {engine} of many images.", seconds, engine=engine)
+def _proved(engine: str, seconds: float, lower: float) -> Verdict:
+    sentence = f"All unsafe sets are unreachable, proved by {engine} of many images."
+    return Verdict(Status.VERIFIED, Reason.PROVED, sentence, seconds, engine=engine, lower_bound=lower)
 
 
 def ball(image: np.ndarray, label: int, around: Perturbation, eps: float, n_out: int) -> Spec:

@@ -120,7 +120,9 @@ class _Descent:
                 x = x.detach().requires_grad_()
                 margins = self.margins(x, case)
                 loss = torch.where(number % 2 == 0, margins.amin(1), margins.gather(1, aimed).squeeze(1)).sum()
-                gradient = torch.autograd.grad(loss, x)[0].nan_to_num(0.0, 0.0, 0.0)
+                # A network whose output does not depend on its input has no gradient.
+                gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
+                gradient = torch.zeros_like(x) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
             x = x.detach()
             self._keep(case, x, margins.detach())
             keep = self.best[case] > self.enough
