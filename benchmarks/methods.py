@@ -30,6 +30,7 @@ from certprune.prune.verification_guided import VerificationGuided
 from certprune.stages import read_images
 from certprune.store import read_json
 from certprune.train.fit import FitConfig
+from certprune.train.initialise import Initialise
 from certprune.train.objectives.cc_ibp import CcIbp
 from certprune.train.objectives.crown_ibp import CrownIbp
 from certprune.train.objectives.exp_ibp import ExpIbp
@@ -82,7 +83,7 @@ def objectives() -> dict[str, FitConfig]:
     shi = (BoundTightness(0.5), ReluBalance(0.5))
     chosen = {
         "gaussian": replace(DENSE, objective=Gaussian(0.1)),
-        "ibp": replace(over_boxes, objective=Ibp(), regularizers=shi),
+        "ibp": replace(over_boxes, objective=Ibp(), regularizers=shi, initialise=Initialise.IBP),
         "crown-ibp": replace(over_boxes, objective=CrownIbp(final_beta=1.0)),
         "sabr": replace(over_boxes, objective=Sabr(0.1)),
         "mtl-ibp": replace(over_boxes, objective=MtlIbp(0.1)),
