@@ -23,7 +23,7 @@ PIECE = 64
 """Images that are decided together; the results of each piece are kept, and a run that was cut goes on with the next."""
 CHECKED = 256
 """Real images on which a file is compared with the network."""
-COMPARED, COMPARED_S = 3, 0.5
+COMPARED, COMPARED_S = 3, 0.3
 """Images on which the verdicts of the other two forms are compared with the masked file's, and the seconds for each."""
 
 
@@ -161,18 +161,20 @@ def _survives(onnx: Path, graph: verifier.Graph, question: Question, pieces: Seq
     fallen = [image for image, stands in zip(certified, survives) if not stands]
     if fallen:
         raise verifier.VerifierError(
-            f"{onnx}: image {fallen[0]} was proved to keep its label within eps {question.verify.eps:g} ({question.verify.norm}), but an attack finds "
-            "a counterexample: the proof is wrong, so trust no row of this network, and report it.")
+            f"{onnx}: image {fallen[0]} was proved to keep its label within eps {question.verify.eps:g} ({question.verify.norm}), but an attack "
+            "finds a counterexample: the proof is wrong, so trust no row of this network, and report it.")
     return True
 
 
 def check_forms(masked: Path, question: Question, image_rows: Sequence[dict[str, Any]]) -> None:
-    """No image is verified in one form of a network and falsified in another: the first `COMPARED` of `image_rows`, which are the masked file's.
+    """No image is verified in one form of a network and falsified in another, of the first `COMPARED` that the masked file's `image_rows` decide.
 
     Raises:
         VerifierError: one is; the forms are then not the same function, or a proof is wrong.
     """
-    decided = {image["index"]: image["verdict"] for image in image_rows[:COMPARED]}
+    decided = {image["index"]: image["verdict"] for image in [image for image in image_rows if image["verdict"] != "unknown"][:COMPARED]}
+    if not decided:
+        return
     part = question.split.of(list(decided))
     config = replace(question.config, timeout_s=min(COMPARED_S, question.verify.timeout_s))
     for form in (Form.COMPACT, Form.SPARSE):

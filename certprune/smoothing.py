@@ -101,8 +101,8 @@ def check_radius(radius: float, config: SmoothingConfig) -> None:
         raise verifier.VerifierError(f"radius is {radius}: give a Euclidean distance in pixel units, at least 0.")
     largest = config.sigma * float(norm.ppf(lower_probability(config.draws, config.draws, config.alpha)))
     if radius > max(largest, 0.0):
-        asked = f"{config.draws} draws of sigma {config.sigma:g} at alpha {config.alpha:g}"
-        raise verifier.VerifierError(f"radius is {radius:g}, but {asked} certify {max(largest, 0.0):.3g} at most: more draws or a larger sigma reach farther.")
+        reached = f"{config.draws} draws of sigma {config.sigma:g} at alpha {config.alpha:g} certify {max(largest, 0.0):.3g} at most"
+        raise verifier.VerifierError(f"radius is {radius:g}, but {reached}: more draws or a larger sigma reach farther.")
 
 
 def certify_smoothed(classify: Classify, x: np.ndarray, y: np.ndarray, config: SmoothingConfig) -> Iterator[SmoothedRow]:

@@ -17,8 +17,8 @@ def image(index: int, verdict: str, **more: Any) -> dict[str, Any]:
 def network(name: str, **more: Any) -> dict[str, Any]:
     """A network with two images, one verified and one falsified by the 2x2 counterexample 0.5, 0.5, 0.5, 0.5."""
     row = {
-        "name": name, "method": "dense", "round": 0, "sparsity": 0.0, "sparsity_file": 0.0, "seed": 0, "split": "test", "images": 2, "eps": 0.1, "norm": "linf",
-        "clean": 0.875, "pgd": 0.75, "certified": 0.5, "certified_upper": 0.625, "unstable_ibp": 41.5, "unstable_crown": 17.25,
+        "name": name, "method": "dense", "round": 0, "sparsity": 0.0, "sparsity_file": 0.0, "seed": 0, "split": "test", "images": 2, "eps": 0.1,
+        "norm": "linf", "clean": 0.875, "pgd": 0.75, "certified": 0.5, "certified_upper": 0.625, "unstable_ibp": 41.5, "unstable_crown": 17.25,
         "layers": [layer("relu_1", 64, 8.0), layer("relu_2", 16, 4.0)], "seconds_per_image": 1.75, "domains_per_image": 123.0,
         "parameters": 1000, "nonzero": 900, "flops": 2000, "flops_nonzero": 1800, "bytes": {"masked": 4096, "compact": 2048, "sparse": None},
         "max_difference": 1.5e-06, "survived_attack": True, "tightness": [{"engine": "crown", "gap": 0.375}],

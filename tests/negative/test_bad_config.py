@@ -39,6 +39,10 @@ BAD = {
     "prune.magnitude.method={name='snip', images=0}": "key 'prune.magnitude.method.images' has the value 0",
     "prune.magnitude.method={name='hydra', epochs=-1}": "key 'prune.magnitude.method.epochs' has the value -1",
     "train.ramp=inf": "train.ramp is inf: give at least 0",
+    "train.initialise=shi": "key 'train.initialise' has the value 'shi'",
+    "train.initialize=ibp": "did you mean 'train.initialise'",
+    "finetune.initialise=ibp": "key 'finetune.initialise' is not a setting: fine-tuning goes on from trained weights",
+    "prune.early.finetune.initialise=ibp": "key 'prune.early.finetune.initialise' is not a setting",
     "finetune.epocs=3": "key 'finetune.epocs' is not a setting: did you mean 'finetune.epochs'",
     "prune.sparsty=0.5": "key 'prune.sparsty' is not a setting: did you mean 'prune.sparsity'",
     "prune.magnitude.sparsity=1.0": "prune.magnitude.sparsity is 1.0: give the fraction of weights to remove",
@@ -187,6 +191,15 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -
     with pytest.raises(VerifierError, match="no checkpoint") as caught:
         checkpoint.load(tmp_path / "no.pt")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [0.02, 0.5, 0.99])
+def test_a_checkpoint_that_was_cut_is_said_to_be(tmp_path: Path, left: float) -> None:
+    path = tmp_path / "cut.pt"
+    checkpoint.write_tensors({"state": torch.rand(100, 100)}, path)
+    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    with pytest.raises(VerifierError, match="it is cut"):
+        checkpoint.load(path)
 
 
 def test_a_mask_of_another_network_is_refused(tmp_path: Path) -> None:

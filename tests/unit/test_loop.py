@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from certprune.loop import Result, as_csv, run_loop, stage_count
 from certprune.progress import Step, silent
 from certprune.prune.mask import sparsity
 from certprune.rows import check_rows, read_rows
+from certprune.train.initialise import Initialise
 from certprune.train.net import Net
 from tests.loop_runs import TINY
 
@@ -57,6 +59,7 @@ def test_rows_are_of_every_network_on_its_splits(finished: tuple[Path, Result, l
     assert {row.name: round(row.sparsity, 2) for row in result.rows}["magnitude-2"] == 0.5
     assert all(row.images == (12 if row.split == "selection" else 4) == len(row.image_rows) for row in result.rows)
     assert all(row.certified <= row.pgd <= row.clean for row in result.rows)
+    assert all(row.sparsity <= row.sparsity_file < row.sparsity + 0.1 for row in result.rows)
     assert read_rows(result.folder / "results.json") == result.rows
 
 
@@ -148,6 +151,18 @@ def test_another_seed_gives_another_network(finished: tuple[Path, Result, list[S
     assert result.rows[0].seed == 3
 
 
+def test_the_initialisation_is_part_of_what_is_trained(tmp_path: Path) -> None:
+    """No epochs: the trained network is the initial one."""
+    for how in ("default", "ibp"):
+        config = read(TINY, "tiny", ["train.epochs=0", "finetune.epochs=1", "prune.early.rewind_epoch=0", f"train.initialise={how}"])
+        assert {arm.finetune.initialise for arm in config.prune.values()} == {Initialise.DEFAULT}
+        run_loop(replace(config, prune={}), tmp_path, silent)
+    trained = [load(path / "network.pt") for path in (tmp_path / "tiny" / "stages").glob("dense-train-*")]
+    untrained = [stages.initial(trained[0].architecture, 3, how).state for how in Initialise]
+    found = sorted(k for saved in trained for k, state in enumerate(untrained) if all(torch.equal(saved.state[n], state[n]) for n in state))
+    assert found == [0, 1]
+
+
 def test_rewinding_goes_back_to_the_early_weights(finished: tuple[Path, Result, list[Step]]) -> None:
     _, result, _ = finished
     early, pruned = (load(next((result.folder / "stages").glob(f"{label}-*")) / "network.pt") for label in ("dense-epoch-1", "early-1-prune"))
@@ -197,7 +212,7 @@ def test_csv_has_a_line_a_row_and_no_nested_part(finished: tuple[Path, Result, l
     _, result, _ = finished
     lines = as_csv(result.rows).splitlines()
     assert len(lines) == 1 + len(result.rows) and (result.folder / "results.csv").read_text().splitlines() == lines
-    assert "image_rows" not in lines[0] and lines[0].startswith("name,method,round,sparsity")
+    assert "image_rows" not in lines[0] and lines[0].startswith("name,method,round,sparsity,sparsity_file,")
     assert check_rows(json.loads((result.folder / "results.json").read_text())) == result.rows
 
 

@@ -20,7 +20,7 @@ from certprune.progress import Step
 from certprune.prune.mask import sparsity
 from tests.loop_runs import TINY
 
-COMMANDS = ("loop", "train", "prune", "finetune", "export", "evaluate", "report")
+COMMANDS = ("loop", "train", "prune", "finetune", "export", "evaluate", "smooth", "report")
 
 
 @pytest.fixture()

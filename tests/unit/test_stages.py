@@ -11,6 +11,7 @@ from certprune import stages
 from certprune.checkpoint import Architecture, Saved, read_tensors
 from certprune.models import ModelSpec
 from certprune.train.fit import FitConfig, Progress
+from certprune.train.initialise import Initialise
 from certprune.train.objectives.natural import Natural
 
 ARCHITECTURE = Architecture(ModelSpec("mlp", hidden=(6,)), (1, 8, 8), 3, (0.0,), (1.0,))
@@ -25,6 +26,15 @@ def trained(partial: Path, saved: Saved, stop: int | None = None, fit: FitConfig
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_initialisation_for_ibp_is_another_network_of_the_seed() -> None:
+    """Its spread is sqrt(2 pi) / fan_in, torch's own 1 / sqrt(3 fan_in): for 64 pixels 0.039 against 0.072; the last layer is torch's own."""
+    plain, begun, again = (stages.initial(ARCHITECTURE, 0, how).state for how in (Initialise.DEFAULT, Initialise.IBP, Initialise.IBP))
+    first, last = [name for name in plain if name.endswith("weight")]
+    assert plain[first].std() == pytest.approx(0.072, rel=0.1) and begun[first].std() == pytest.approx(0.0392, rel=0.1)
+    assert torch.equal(plain[last], begun[last]) and equal(begun, again)
+    assert not torch.equal(begun[first], stages.initial(ARCHITECTURE, 1, Initialise.IBP).state[first])
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, None])
