@@ -208,13 +208,13 @@ PAPER = {
 def table(rows: Sequence[dict[str, str]]) -> str:
     """The rows of `results/pruning.csv` as Markdown, shares in percent, the paper's numbers beside them."""
     lines = [
-        "| training | pruning | clean | PGD | certified | unstable ReLUs | s an image | the paper's clean / attacked / certified |",
-        "|---|---|---|---|---|---|---|---|",
+        "| training | pruning | clean | PGD | certified | unstable ReLUs | s an image | images, limit | the paper's clean / attacked / certified |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         clean, pgd, low, high = (f"{100 * float(row[key]):.1f}" for key in ("clean", "pgd", "certified", "certified_upper"))
         certified = low if low == high else f"{low} – {high}"
-        effort = f"{float(row['unstable_crown']):,.0f}", f"{float(row['seconds_per_image']):.2f}"
+        effort = f"{float(row['unstable_crown']):,.0f}", f"{float(row['seconds_per_image']):.2f}", f"{row['images']}, {row['timeout_s']} s"
         cells = [row["training"], row["method"], clean, pgd, certified, *effort]
         lines.append(f"| {' | '.join(cells)} | {PAPER.get((row['training'], row['method']), '')} |")
     return "\n".join(lines)
