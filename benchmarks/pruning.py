@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import verifier
-from benchmarks.rows import circumstances
+from benchmarks.rows import append_row, circumstances
 from certprune.checkpoint import Architecture, Saved, load, read_tensors, save, write_tensors
 from certprune.config import VerifyConfig, digest
 from certprune.measured import CHECKED, Question, export, measure
@@ -186,17 +186,6 @@ def tell(name: str, done: int, count: int) -> None:
     print(f"{name}: {done} of {count} images", flush=True)
 
 
-def append(row: Row, path: Path) -> None:
-    """Adds the row, with the names of the columns above the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        if new:
-            writer.writeheader()
-        writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in asdict(row).items()})
-
-
 PAPER = {
     ("adversarial", "dense"): "85.2 / 81.2 / 1.5", ("adversarial", "magnitude"): "80.2 / 75.3 / 39.0", ("adversarial", "hydra"): "81.5 / 77.2 / 33.5",
     ("adversarial", "magnitude+nrs"): "81.2 / 74.9 / 41.5", ("certified", "dense"): "77.2 / – / 68.8", ("certified", "magnitude"): "78.1 / – / 73.5",
@@ -214,7 +203,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     for row in rows:
         clean, pgd, low, high = (f"{100 * float(row[key]):.1f}" for key in ("clean", "pgd", "certified", "certified_upper"))
         certified = low if low == high else f"{low} – {high}"
-        effort = f"{float(row['unstable_crown']):,.0f}", f"{float(row['seconds_per_image']):.2f}", f"{row['images']}, {row['timeout_s']} s"
+        effort = f"{float(row['unstable_crown']):,.0f}", f"{float(row['seconds_per_image']):.2f}", f"{row['images']}, {float(row['timeout_s']):g} s"
         cells = [row["training"], row["method"], clean, pgd, certified, *effort]
         lines.append(f"| {' | '.join(cells)} | {PAPER.get((row['training'], row['method']), '')} |")
     return "\n".join(lines)
@@ -256,7 +245,7 @@ def main() -> None:
         if options.command == "certify":
             verify = VerifyConfig(EPS, test=options.images, timeout_s=options.timeout, stability=100, strong_attack=options.strong_attack)
             folder = run.path(options.training, method, options.seed).with_suffix("")
-            append(certify(run, saved, folder, verify, options.threads), options.out)
+            append_row(options.out, certify(run, saved, folder, verify, options.threads))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Rows of a run -> one HTML file: values are prepared here, the template only places them."""
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from certprune.report import figures, tables
 from certprune.report.pictures import Images, Triple, class_name, triple
 from certprune.rows import ImageResult, Row, check_rows
+from certprune.store import write_text
 from verifier import VerifierError
 
 SHOWN = 200  # images of one network that are visible at once
@@ -55,7 +55,7 @@ def write_report(rows: list[dict[str, Any]], about: dict[str, Any], images: Imag
     checked = check_rows(rows, where)
     if not checked:
         raise VerifierError("There are no rows to report: run at least one evaluation first.")
-    _replace(Path(path), render(checked, about, images))
+    write_text(render(checked, about, images), Path(path))
 
 
 def render(rows: Sequence[Row], about: dict[str, Any], images: Images | None) -> str:
@@ -102,14 +102,3 @@ def _image_cells(result: ImageResult, classes: Sequence[str]) -> tuple[str, ...]
     """Index, label, predicted; then margin, domains and seconds. Numbers are ungrouped: the page sorts by what it shows."""
     plain = [tables.DASH if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in (result.margin, result.domains, result.seconds)]
     return (str(result.index), class_name(result.label, classes), class_name(result.predicted, classes), *plain)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Written beside and renamed: who reads the old page meanwhile sees all of it."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise VerifierError(f"The report {path} cannot be written ({error.strerror}): an earlier one, if any, is kept.") from None

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.pruning import DENSE, TUNE, Row, Run, append, methods, read_table
+from benchmarks.pruning import DENSE, TUNE, Row, Run, methods, read_table
+from benchmarks.rows import append_row
 from certprune.checkpoint import Architecture
 from certprune.models import ModelSpec
 
@@ -20,8 +21,8 @@ def row(**given: object) -> Row:
 def test_rows_become_a_table_with_both_limits_and_the_papers_numbers(tmp_path: Path) -> None:
     path = tmp_path / "rows" / "pruning.csv"
     shares = {"clean": 0.85, "pgd": 0.731, "unstable_crown": 1134.3, "seconds_per_image": 0.19, "images": 1000, "timeout_s": 2.0}
-    append(row(training="adversarial", method="hydra", certified=0.682, certified_upper=0.737, **shares), path)
-    append(row(training="certified", method="ours", certified=0.75, certified_upper=0.75, **shares), path)
+    append_row(path, row(training="adversarial", method="hydra", certified=0.682, certified_upper=0.737, **shares))
+    append_row(path, row(training="certified", method="ours", certified=0.75, certified_upper=0.75, **shares))
     lines = read_table(path).splitlines()
     assert lines[2] == "| adversarial | hydra | 85.0 | 73.1 | 68.2 – 73.7 | 1,134 | 0.19 | 1000, 2 s | 81.5 / 77.2 / 33.5 |"
     assert lines[3] == "| certified | ours | 85.0 | 73.1 | 75.0 | 1,134 | 0.19 | 1000, 2 s |  |"

@@ -241,7 +241,7 @@ def test_pictures_that_do_not_fit_are_refused(tmp_path: Path, found: dict[str, A
 def test_what_cannot_be_reported_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(VerifierError, match="no rows"):
         page_of(tmp_path, [])
-    with pytest.raises(VerifierError, match="cannot be written"):
+    with pytest.raises(VerifierError, match="Cannot write"):
         page_of(tmp_path / "absent", [network("a")])
     with pytest.raises(VerifierError, match=r"^results\.json: key '0\.clean'"):
         write_report([network("a", clean=2)], {}, None, tmp_path / "report.html", "results.json")
