@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from pathlib import Path
 from typing import Any
@@ -58,17 +59,41 @@ def _decompressed(data: bytes, path: Path) -> bytes:
         raise ModelError(cut) from None
 
 
+def model_digest(path: str | Path) -> str:
+    """SHA-256, in hexadecimal, of the file's bytes (decompressed where it is gzip) and of its external data, the files ordered by name.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    data = read_model_bytes(path)
+    sum_ = hashlib.sha256(data)
+    graph = _decoded(data, path).graph
+    tensors = [*graph.initializer, *(attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t"))]
+    for name in sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}):
+        file = Path(path).parent / name
+        if not file.is_file():
+            raise ModelError(f"{path} keeps weights in {name!r}, which is not there: keep the two files together.")
+        try:
+            sum_.update(file.read_bytes())
+        except OSError as error:
+            raise ModelError(f"{path} keeps weights in {name!r}, which cannot be read: {error.strerror or error}.") from None
+    return sum_.hexdigest()
+
+
+def _decoded(data: bytes, path: str | Path) -> ModelProto:
+    try:
+        return onnx.load_model_from_string(data)
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX file: its bytes cannot be decoded; is it cut, or of another format?") from None
+
+
 def parse_model(path: str | Path) -> ModelProto:
     """The model of a file, with its external data, and its local functions written out.
 
     Raises:
         ModelError: the bytes are not an ONNX model, or the external data is not there.
     """
-    data = read_model_bytes(path)
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError:
-        raise ModelError(f"{path} is not an ONNX file: its bytes cannot be decoded; is it cut, or of another format?") from None
+    model = _decoded(read_model_bytes(path), path)
     if not model.graph.node:
         raise ModelError(f"{path} is not an ONNX network: it holds no operation.")
     if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
