@@ -1,0 +1,194 @@
+"""The affine operations of a graph, y = L x + shift, by direct sums in numpy: for floats and for rationals alike.
+
+`Affine` gives L (columns pushed through it, the batch first), |L|, the shift and the number of products in a sum; operations that only move values
+have none. The vocabulary is that of graph/ir.py.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from verifier.certificate.arithmetic import Arithmetic
+from verifier.graph.ir import Node
+
+CHUNK = 2**23
+"""Numbers in the patches of one matrix product."""
+
+Weigh = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """One affine node in one arithmetic."""
+
+    node: Node
+    arithmetic: Arithmetic
+
+    def linear(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """L applied to columns `(B, *shape)` of each input."""
+        return _MAPS[self.node.op](self.node, inputs, self.arithmetic.array)
+
+    def absolute(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """|L| applied to columns that are not negative."""
+        return _MAPS[self.node.op](self.node, inputs, lambda constant: np.abs(self.arithmetic.array(constant)))
+
+    def shift(self) -> np.ndarray:
+        """f(0), broadcastable to the node's shape."""
+        return self.arithmetic.array(_shift(self.node))
+
+    def shift_terms(self) -> np.ndarray:
+        """The absolute values that a runtime may sum up to `shift`."""
+        return np.abs(self.arithmetic.array(self.node.constants.get("terms", _shift(self.node))))
+
+    def products(self, shape: tuple[int, ...]) -> int:
+        """How many products an output sums for a first input of `shape`, 0 where values only move."""
+        c, a = self.node.constants, self.node.attributes
+        if self.node.op in ("Linear", "LeftMatMul"):
+            return c["weight"].shape[1]
+        if self.node.op in ("Conv", "ConvTranspose"):
+            return int(c["weight"].size // (c["weight"].shape[0] if self.node.op == "Conv" else c["weight"].shape[1]))
+        if self.node.op == "AveragePool":
+            return prod(a["kernel_shape"])
+        if self.node.op in ("ReduceSum", "ReduceMean"):
+            return prod(shape[axis] for axis in a["axes"])
+        return 1 if self.node.op in ("Scale", "Add", "Sub") else 0
+
+
+def is_affine(node: Node) -> bool:
+    return node.op in _MAPS
+
+
+def _shift(node: Node) -> Any:
+    c = node.constants
+    if node.op in ("Conv", "ConvTranspose") and c.get("bias") is not None:
+        return c["bias"].reshape(-1, *(1,) * (len(node.shape) - 2))
+    if node.op == "Pad":
+        return _pad(node, [np.zeros((1, *_unpadded(node)))], np.asarray, node.attributes["value"])[0]
+    bias = c.get("offset" if node.op == "Scale" else "bias")
+    return 0.0 if bias is None else bias
+
+
+def _unpadded(node: Node) -> tuple[int, ...]:
+    pads, n = node.attributes["pads"], len(node.shape)
+    return tuple(size - pads[i] - pads[n + i] for i, size in enumerate(node.shape))
+
+
+def align(value: np.ndarray, rank: int) -> np.ndarray:
+    """`(B, *shape)` with ones after the batch until `shape` has `rank` axes."""
+    return value.reshape(len(value), *(1,) * (rank + 1 - value.ndim), *value.shape[1:])
+
+
+def windows(value: np.ndarray, node: Node, kernel: tuple[int, ...], before: tuple[int, ...], fill: Any) -> np.ndarray:
+    """A view of each window, `(B, C, *spatial)` to `(B, C, *kernel, *outputs)`: padded or cropped until exactly node.shape's windows fit."""
+    rank = len(kernel)
+    strides, dilations = ((tuple(node.attributes.get(key) or (1,) * rank)) for key in ("strides", "dilations"))
+    strides = (1,) * rank if node.op == "ConvTranspose" else strides
+    outputs = node.shape[2:]
+    reach = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(outputs, strides, kernel, dilations, strict=True)]
+    for axis, (front, size) in enumerate(zip(before, reach, strict=True), 2):
+        if front < 0:
+            value, front = np.moveaxis(np.moveaxis(value, axis, 0)[-front:], 0, axis), 0
+        value = np.moveaxis(np.moveaxis(value, axis, 0)[:max(0, size - front)], 0, axis)
+        width = [(0, 0)] * value.ndim
+        width[axis] = (front, size - front - value.shape[axis])
+        value = np.pad(value, width, constant_values=fill) if any(width[axis]) else value
+    steps = (*value.strides[:2], *(v * d for v, d in zip(value.strides[2:], dilations)), *(v * s for v, s in zip(value.strides[2:], strides)))
+    return np.lib.stride_tricks.as_strided(value, (*value.shape[:2], *kernel, *outputs), steps, writeable=False)
+
+
+def _linear(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    return inputs[0] @ weigh(node.constants["weight"]).T
+
+
+def _left(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    return weigh(node.constants["weight"]) @ inputs[0]
+
+
+def _conv(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    weight = weigh(node.constants["weight"])
+    pads = node.attributes.get("pads") or (0,) * 2 * (weight.ndim - 2)
+    return _convolved(node, inputs[0], weight, tuple(pads[:weight.ndim - 2]))
+
+
+def _conv_transpose(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    """A convolution of the input with strides - 1 zeros between its values, by the weights turned round."""
+    weight, value = weigh(node.constants["weight"]), inputs[0]
+    rank, group = weight.ndim - 2, node.attributes.get("group", 1)
+    strides, dilations = ((tuple(node.attributes.get(key) or (1,) * rank)) for key in ("strides", "dilations"))
+    pads = node.attributes.get("pads") or (0,) * 2 * rank
+    stuffed = np.zeros((*value.shape[:2], *value.shape[2:3], *((n - 1) * s + 1 for n, s in zip(value.shape[3:], strides))), value.dtype)
+    stuffed[(..., *(slice(None, None, s) for s in strides))] = value
+    turned = np.flip(weight, tuple(range(2, weight.ndim))).reshape(group, -1, *weight.shape[1:]).swapaxes(1, 2)
+    front = tuple(d * (k - 1) - p for d, k, p in zip(dilations, weight.shape[2:], pads))
+    return _convolved(node, stuffed, turned.reshape(-1, weight.shape[0] // group, *weight.shape[2:]), front)
+
+
+def _convolved(node: Node, value: np.ndarray, weight: np.ndarray, before: tuple[int, ...]) -> np.ndarray:
+    """`(B, 1, C, *spatial)` to `(B, 1, C_out, *outputs)`; each chunk of columns is one matrix product a group."""
+    value, group = value[:, 0], node.attributes.get("group", 1)
+    own, taps, places = len(weight) // group, prod(weight.shape[1:]), prod(node.shape[2:])
+    parts = []
+    for start in range(0, len(value), max(1, CHUNK // (taps * places * group))):
+        view = windows(value[start:start + max(1, CHUNK // (taps * places * group))], node, weight.shape[2:], before, 0)
+        patches = np.moveaxis(view, 0, -1 - len(node.shape[2:])).reshape(group, taps, -1)
+        found = (weight.reshape(group, own, taps) @ patches).reshape(len(weight), -1, places).swapaxes(0, 1)
+        parts.append(found.reshape(-1, *node.shape))
+    return np.concatenate(parts)
+
+
+def _average(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    """The mean over the values of a window that count: those of the input, with `count_include_pad` also those of the pads."""
+    value, kernel = inputs[0][:, 0], tuple(node.attributes["kernel_shape"])
+    pads = tuple(node.attributes.get("pads") or (0,) * 2 * len(kernel))
+    before, after, inner = pads[:len(kernel)], pads[len(kernel):], tuple(range(2, 2 + len(kernel)))
+    included = bool(node.attributes.get("count_include_pad"))
+    spatial = [n + p + q for n, p, q in zip(value.shape[2:], before, after)] if included else value.shape[2:]
+    counts = windows(np.ones((1, 1, *spatial)), node, kernel, (0,) * len(kernel) if included else before, 0.0).sum(inner)
+    share = weigh(1) / weigh(np.maximum(counts, 1))
+    return (windows(value, node, kernel, before, 0).sum(inner) * share).reshape(-1, *node.shape)
+
+
+def _reduce(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    axes = tuple(axis + 1 for axis in node.attributes["axes"])
+    total = inputs[0].sum(axes).reshape(-1, *node.shape)
+    return total if node.op == "ReduceSum" else total * (weigh(1) / weigh(prod(inputs[0].shape[axis] for axis in axes)))
+
+
+def _slice(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    value, a = inputs[0], node.attributes
+    for axis, start, end, step in zip(a["axes"], a["starts"], a["ends"], a["steps"], strict=True):
+        size = value.shape[axis + 1]
+        kept = range(start, min(end, size), step) if step > 0 else range(min(start, size - 1), max(end, -1), step)
+        value = value.take(list(kept), axis + 1)
+    return value
+
+
+def _pad(node: Node, inputs: list[np.ndarray], weigh: Weigh, fill: float = 0.0) -> np.ndarray:
+    pads, n = node.attributes["pads"], len(node.shape)
+    value = inputs[0][(slice(None), *(slice(max(0, -pads[i]), size - max(0, -pads[n + i])) for i, size in enumerate(inputs[0].shape[1:])))]
+    return np.pad(value, [(0, 0), *((max(0, pads[i]), max(0, pads[n + i])) for i in range(n))], constant_values=weigh(fill).item())
+
+
+def _gather(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    axis, indices = node.attributes["axis"] + 1, np.asarray(node.constants["indices"]).reshape(-1)
+    return inputs[0].take(indices % inputs[0].shape[axis], axis).reshape(-1, *node.shape)
+
+
+def _sum(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
+    left, right = (align(value, len(node.shape)) for value in inputs)
+    return left + right * weigh(-1 if node.op == "Sub" else 1)
+
+
+_MAPS: dict[str, Callable[[Node, list[np.ndarray], Weigh], np.ndarray]] = {
+    "Linear": _linear, "LeftMatMul": _left, "Conv": _conv, "ConvTranspose": _conv_transpose, "AveragePool": _average, "ReduceSum": _reduce,
+    "ReduceMean": _reduce, "Slice": _slice, "Pad": _pad, "Gather": _gather, "Add": _sum, "Sub": _sum,
+    "Scale": lambda node, inputs, weigh: inputs[0] * weigh(node.constants["scale"]),
+    "Reshape": lambda node, inputs, weigh: inputs[0].reshape(-1, *node.shape),
+    "Expand": lambda node, inputs, weigh: np.broadcast_to(align(inputs[0], len(node.shape)), (len(inputs[0]), *node.shape)),
+    "Transpose": lambda node, inputs, weigh: inputs[0].transpose(0, *(axis + 1 for axis in node.attributes["perm"])),
+    "Concat": lambda node, inputs, weigh: np.concatenate(inputs, node.attributes["axis"] + 1),
+}

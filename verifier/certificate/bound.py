@@ -1,0 +1,252 @@
+"""The proof rule: a lower bound of rows over a reduced problem from any multipliers, and the recipe that finds good ones.
+
+    r  >=  b + nu b_z - |nu| noise - max |a + nu A| + sum_j min over z in I_j of (c_j s(z) - nu_j z),      c = w + nu W,
+
+for every nu, because z - (A x + W h + b_z + d) = 0 may be added with any factor (docs/certificate.md). `proved` is all that is trusted; what `recipe`
+returns is not. Letters: K rows, U neurons, n inputs; leading axes broadcast, so that N boxes of K rows each are `(N, K, ...)`.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from verifier.certificate.arithmetic import Arithmetic, Exact
+from verifier.certificate.smooth import slopes, smooth_minimum
+
+RELU = "relu"
+CHUNK = 2**18
+"""Numbers in one array of multipliers: small enough to stay in a processor's cache."""
+
+
+class Block(NamedTuple):
+    """Neurons start..end of one activation and their kind."""
+
+    start: int
+    end: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """K functions r = w h + a x + b + d, |d| <= slack: `w (K, U)`, `a (K, n)`, `b, slack (K,)`."""
+
+    w: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    slack: np.ndarray
+
+    @staticmethod
+    def empty(u: int, n: int, arithmetic: Arithmetic) -> Rows:
+        return Rows(*(np.zeros(shape, arithmetic.dtype) for shape in ((0, u), (0, n), 0, 0)))
+
+    def take(self, index: np.ndarray | slice) -> Rows:
+        return Rows(self.w[index], self.a[index], self.b[index], self.slack[index])
+
+    def signed(self, sign: np.ndarray) -> Rows:
+        """Each row times its sign, +1 or -1."""
+        return Rows(self.w * sign[:, None], self.a * sign[:, None], self.b * sign, self.slack)
+
+    def combined(self, weight: np.ndarray) -> Rows:
+        """Their sums with `weight (K', K)` >= 0."""
+        return Rows(weight @ self.w, weight @ self.a, weight @ self.b, weight @ self.slack)
+
+
+@dataclass(frozen=True)  # without slots: `sizes` is computed once
+class Problem:
+    """z = A x + W h + b + d, |d| <= noise, h = s(z), lower <= z <= upper, x in [-1, 1]^n, in blocks; `rows` are the specification.
+
+    `name (U,)`: the neurons' positions in the certificate's table, -1 where they have none. `free`: which network inputs x scales, by
+    `center + radius x`, the last symbols of x being rounding errors where a runtime's arithmetic is meant.
+    """
+
+    arithmetic: Arithmetic
+    A: np.ndarray
+    W: np.ndarray
+    b: np.ndarray
+    noise: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    blocks: tuple[Block, ...]
+    name: np.ndarray
+    rows: Rows
+    free: np.ndarray
+    center: np.ndarray
+    radius: np.ndarray
+
+    def appended(self, rows: Rows, lower: np.ndarray, upper: np.ndarray, kind: str, name: np.ndarray) -> Problem:
+        """With one more block of neurons, z given by `rows`."""
+        if not len(name):
+            return self
+        u, end = len(self.b), len(self.b) + len(name)
+        W = np.zeros((end, end), self.W.dtype)
+        W[:u, :u], W[u:, :u] = self.W, rows.w
+        joined = (np.concatenate(pair) for pair in ((self.A, rows.a), (self.b, rows.b), (self.noise, rows.slack), (self.lower, lower), (self.upper, upper)))
+        A, b, noise, lower, upper = joined
+        return replace(self, A=A, W=W, b=b, noise=noise, lower=lower, upper=upper, blocks=(*self.blocks, Block(u, end, kind)),
+                       name=np.concatenate([self.name, name]))
+
+    def with_inputs(self, count: int) -> Problem:
+        """With `count` more inputs that no neuron reads yet."""
+        return replace(self, A=np.concatenate([self.A, np.zeros((len(self.A), count), self.A.dtype)], 1))
+
+    def neurons(self, index: np.ndarray, sign: np.ndarray) -> Rows:
+        """sign * z of the neurons `index (K,)`."""
+        return Rows(self.W[index], self.A[index], self.b[index], self.noise[index]).signed(self.arithmetic.array(sign))
+
+    @cached_property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """max |h| `(U,)`, and for z the sum of its absolute terms with max |z|, `(U,)`: what roundings are relative to."""
+        most = np.maximum(abs(self.lower), abs(self.upper))
+        h = most + 0
+        for start, end, kind in self.blocks:
+            if kind != RELU:
+                h[start:end] = most[start:end] ** 2 if kind == "square" else 1 + most[start:end]
+        return h, abs(self.A).sum(1) + abs(self.W) @ h + abs(self.b) + most
+
+
+class Multipliers(NamedTuple):
+    """What a certificate gives for K rows, `(K, U)` each: alpha in [0, 1]; sign * beta of the splits; nu where `given (U,)`."""
+
+    alpha: np.ndarray | None = None
+    beta: np.ndarray | None = None
+    nu: np.ndarray | None = None
+    given: np.ndarray | None = None
+
+
+def activation(kind: str, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The range of s over [lower, upper], rounded outward."""
+    if kind == RELU:
+        return np.maximum(lower, 0), np.maximum(upper, 0)
+    if kind == "square":
+        ends, inside = (lower * lower, upper * upper), (lower < 0) & (upper > 0)
+        return np.where(inside, 0, np.minimum(*ends)) * 1, np.maximum(*ends) * (1 if ends[0].dtype == object else 1 + 2.0**-50)
+    s = np.tanh if kind == "tanh" else (lambda z: 0.5 + 0.5 * np.tanh(0.5 * z))
+    return s(lower) - 2.0**-48, s(upper) + 2.0**-48
+
+
+def minimum(kind: str, c: np.ndarray, nu: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """min over lower <= z <= upper of c s(z) - nu z, up to a few roundings of its terms."""
+    if kind in ("sigmoid", "tanh"):
+        return smooth_minimum(kind, c, nu, lower, upper)
+    ends = (np.maximum(lower, 0), np.maximum(upper, 0)) if kind == RELU else (lower * lower, upper * upper)
+    least = np.minimum(c * ends[0] - nu * lower, c * ends[1] - nu * upper)
+    if kind == RELU:
+        return np.where((lower < 0) & (upper > 0), np.minimum(least, 0), least)
+    convex = c > 0
+    double = np.where(convex, 2 * c, 1)
+    turn = nu / double
+    return np.where(convex & (lower < turn) & (turn < upper), -nu * turn / 2, least)
+
+
+def proved(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, nu: np.ndarray, center: np.ndarray | None = None,
+           radius: np.ndarray | None = None) -> np.ndarray:
+    """The rule: lower bounds `(..., K)` of the rows where lower <= z <= upper, for any `nu (..., K, U)`; infinite where an interval is empty.
+
+    The inputs lie in [-1, 1]^n or, where given, in center -+ radius, `(..., n)`, within it.
+    """
+    arithmetic, stop = problem.arithmetic, nu.shape[-1]
+    c = np.broadcast_to(rows.w[..., :stop], nu.shape).copy()
+    total = rows.b + nu @ problem.b[:stop] - abs(nu) @ problem.noise[:stop]
+    for start, end, kind in problem.blocks:
+        if end <= stop:
+            c[..., :start] += times(nu[..., start:end], problem.W[start:end, :start])
+    for start, end, kind in problem.blocks:
+        if end <= stop:
+            at = (..., slice(start, end))
+            total = total + minimum(kind, c[at], nu[at], lower[at], upper[at]).sum(-1)
+    a = rows.a + times(nu, problem.A[:stop])
+    if center is None:
+        total = total - abs(a).sum(-1)
+    else:
+        total = total + (a @ center[..., None])[..., 0] - (abs(a) @ radius[..., None])[..., 0]
+    h, size = (part[:stop] for part in problem.sizes)
+    terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ size + rows.slack
+    total = total - rows.slack - arithmetic.room(8 * (stop + problem.A.shape[1] + 16), terms)
+    return np.where((lower[..., :stop] > upper[..., :stop]).any(-1), np.inf, total)
+
+
+def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers, stop: int) -> np.ndarray:
+    """nu `(..., K, stop)`: CROWN's backward pass with the given multipliers. Nothing depends on its being right."""
+    lower, upper, w, W = (np.asarray(part[..., :stop], np.float64) for part in (lower, upper, rows.w, problem.W))
+    c = np.broadcast_to(w, np.broadcast_shapes(w.shape, lower.shape)).copy()
+    nu = np.empty_like(c)
+    pick = lambda part, at: None if part is None else part[..., at]  # noqa: E731
+    for start, end, kind in reversed(problem.blocks):
+        if end > stop:
+            continue
+        at = slice(start, end)
+        below, above = slopes(kind, lower[..., at], upper[..., at], pick(given.alpha, at))
+        nu[..., at] = c[..., at] * np.where(c[..., at] > 0, below, above)
+        if given.beta is not None:
+            nu[..., at] -= given.beta[..., at]
+        if given.nu is not None:
+            nu[..., at] = np.where(given.given[at], given.nu[..., at], nu[..., at])
+        c[..., :start] += times(nu[..., at], W[at, :start])
+    return nu
+
+
+def times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """rows @ matrix for `rows (..., K, j)`, as one product of two matrices."""
+    return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
+
+
+def bound(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers = Multipliers(), stop: int | None = None,
+          center: np.ndarray | None = None, radius: np.ndarray | None = None) -> np.ndarray:
+    """`proved` with the recipe's multipliers, over the neurons before `stop`."""
+    stop = len(problem.b) if stop is None else stop
+    nu = recipe(problem, rows, lower, upper, given, stop)
+    nu = problem.arithmetic.array(nu) if isinstance(problem.arithmetic, Exact) else nu
+    return proved(problem, rows, lower[..., :stop], upper[..., :stop], nu, center, radius)
+
+
+def bound_both_sides(problem: Problem, rows: Rows, index: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+    """Improves `lower` and `upper` at `index`, in place, by the default multipliers; the upper one where the lower one leaves the sign open."""
+    size = max(1, CHUNK // max(1, len(problem.b)))
+    for start in range(0, len(index), size):
+        own, part = index[start:start + size], rows.take(slice(start, start + size))
+        lower[own] = np.maximum(lower[own], bound(problem, part, problem.lower, problem.upper))
+        left = ~(lower[own] >= 0)
+        if left.any():
+            minus = part.take(left).signed(problem.arithmetic.array(-np.ones(int(left.sum()))))
+            upper[own[left]] = np.minimum(upper[own[left]], -bound(problem, minus, problem.lower, problem.upper))
+
+
+def eliminate(problem: Problem, kept: frozenset[int]) -> Problem:
+    """The same rows without the ReLUs whose sign is known, but for those at the table's positions `kept`.
+
+    relu(z) = z where lower >= 0: z's row is substituted, last neuron first; relu(z) = 0 where upper <= 0.
+    """
+    arithmetic, (h, size) = problem.arithmetic, problem.sizes
+    relu = np.concatenate([np.zeros(0, bool), *(np.full(end - start, kind == RELU) for start, end, kind in problem.blocks)])
+    relu &= ~np.isin(problem.name, list(kept))
+    active, inactive = relu & (problem.lower >= 0), relu & (problem.upper <= 0) & ~(problem.lower >= 0)
+    keep = ~(active | inactive)
+    if keep.all():
+        return problem
+    W, A, b, noise = problem.W.copy(), problem.A.copy(), problem.b.copy(), problem.noise.copy()
+    rows = Rows(problem.rows.w.copy(), problem.rows.a.copy(), problem.rows.b.copy(), problem.rows.slack.copy())
+    z_terms, row_terms = size.copy(), abs(rows.w) @ h + abs(rows.a).sum(1) + abs(rows.b)
+    for start, end, _ in reversed(problem.blocks):
+        gone = np.nonzero(active[start:end])[0] + start
+        if not len(gone):
+            continue
+        for into, rest, constant, error, terms in ((W, A, b, noise, z_terms), (rows.w, rows.a, rows.b, rows.slack, row_terms)):
+            column = into[:, gone]
+            terms += abs(column) @ size[gone]
+            own = abs(column) @ problem.noise[gone] + arithmetic.room(4 * len(b) + 64, terms)
+            error[:] = arithmetic.up(error + own)
+            into += column @ W[gone]
+            rest += column @ A[gone]
+            constant += column @ b[gone]
+    blocks, start = [], 0
+    for block in problem.blocks:
+        count = int(keep[block.start:block.end].sum())
+        blocks.append(Block(start, start + count, block.kind))
+        start += count
+    return replace(
+        problem, A=A[keep], W=W[keep][:, keep], b=b[keep], noise=noise[keep], lower=problem.lower[keep], upper=problem.upper[keep],
+        blocks=tuple(block for block in blocks if block.end > block.start), name=problem.name[keep], rows=replace(rows, w=rows.w[:, keep]),
+    )

@@ -1,0 +1,78 @@
+"""The checker: does a certificate prove that a network has a property? docs/certificate.md says what is read and what is proved.
+
+Trusted here: the tree walk, whose leaves cover the region (trees.py), the proof rule (bound.py, smooth.py), the reduced problem (reduce.py, affine.py,
+arithmetic.py), what holds the two together (case.py, boxes.py), the readers (schema.py, property.py) and graph/onnx_load.py, the only part that the
+prover shares. Nothing of the prover's numbers is.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from verifier.certificate.arithmetic import Arithmetic, Rounded
+from verifier.certificate.case import Case, Failure
+from verifier.certificate.property import covered, property_digest, read_property
+from verifier.certificate.schema import CertificateError, Record, open_certificate, read_records
+from verifier.errors import SpecError
+from verifier.graph.ir import Graph
+from verifier.graph.onnx_file import model_digest
+from verifier.graph.onnx_load import load_onnx
+
+Listener = Callable[[float], None]
+"""Told the share of the file that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Whether the certificate was accepted; the sentence says why not. `leaves`: how many multiplier vectors and boxes were evaluated."""
+
+    accepted: bool
+    sentence: str
+    arithmetic: str
+    cases: int = 0
+    leaves: int = 0
+    seconds: float = 0.0
+    failures: tuple[Failure, ...] = ()
+
+
+def check(model: str | Path, prop: str | Path, certificate: str | Path, arithmetic: Arithmetic = Rounded(), listener: Listener = lambda share: None) -> Report:
+    """Whether the certificate proves the property of the model.
+
+    Raises:
+        CertificateError: the certificate cannot be read, or means nothing.
+        VerifierError: the model or the property cannot be read.
+    """
+    begin = time.monotonic()
+    with open_certificate(certificate) as file:
+        size = max(1, Path(certificate).stat().st_size)
+        records = read_records(file, str(certificate))
+        head = next(records)
+        about = head.field("arithmetic", str)
+        if about not in ("real", "float32"):
+            raise CertificateError(f"{head.place} is about {about!r} arithmetic: real and float32 are known.")
+        for what, given, own in (("model", model, model_digest(model)), ("property", prop, property_digest(prop))):
+            if head.field(what, str) != own:
+                return Report(False, f"It is a certificate for another {what} than {given}: SHA-256 {head.field(what, str):.12}..., not {own:.12}...", about)
+        graph, stated, leaves, record = load_onnx(model), [], 0, next(records)
+        while record.kind == "CASE":
+            case = Case(graph, record, about == "float32", arithmetic, len(stated))
+            record = case.run(records, lambda: listener(file.tell() / size))
+            stated, leaves = [*stated, case.states()], leaves + case.leaves
+            if failures := case.failures():
+                return Report(False, failures[0].sentence(), about, len(stated), leaves, time.monotonic() - begin, tuple(failures))
+        if record is None or record.kind != "DONE" or record.field("cases", int) != len(stated):
+            raise CertificateError(f"{certificate} has a record out of place after case {len(stated)}: a CASE, or DONE of {len(stated)} cases, is due.")
+        property_ = read_property(prop)
+        missing = covered(property_, stated)
+        return Report(missing is None, missing or "Accepted.", about, len(stated), leaves, time.monotonic() - begin)
+
+
+def check_case(graph: Graph, records: Iterable[Record], deployed: bool, number: int = 0) -> list[Failure]:
+    """What the records of one case (CASE first, nothing after the case) leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
+    records = iter(records)
+    case = Case(graph, next(records), deployed, Rounded(), number)
+    if case.run(records, lambda: None) is not None:
+        raise CertificateError("The records of one case were expected, but others follow.")
+    return case.failures()

@@ -1,0 +1,267 @@
+"""Graph x input box -> Problem, forwards: what docs/certificate.md calls the reduced problem, in rounded or exact arithmetic.
+
+Every value is carried as columns over (1, symbols), the symbols being the free inputs and the neurons met so far, with an error for each coordinate.
+Under a runtime's arithmetic the rounding errors of a layer's active neurons become symbols too, where they are few: later layers then see how they cancel.
+"""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from verifier.certificate.affine import Affine, align, is_affine, windows
+from verifier.certificate.arithmetic import Arithmetic, Runtime
+from verifier.certificate.bound import RELU, Block, Problem, Rows, activation, bound_both_sides
+from verifier.errors import UnsupportedError
+from verifier.graph.ir import Graph, Node
+
+THIN = 1e-12
+"""Inputs whose interval is thinner than this, relative to their size, are constants with an error."""
+ERROR_SYMBOLS = 2048
+"""Most active neurons of one layer whose errors become symbols."""
+MOST = 2**30
+"""Most numbers in the columns of one value: 8 GiB."""
+
+
+class Value(NamedTuple):
+    """A value over the box: `columns (1 + symbols, *shape)`, off by at most `error`; `size` >= its absolute terms, `most` >= |value|, `(*shape)` each."""
+
+    columns: np.ndarray
+    error: np.ndarray
+    size: np.ndarray
+    most: np.ndarray
+
+    def view(self, *shape: int) -> Value:
+        return Value(self.columns.reshape(len(self.columns), *shape), *(part.reshape(shape) for part in self[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What is asked: the box `lower, upper (n_in,)`, rows `output (S, n_out)`, `input (S, n_in)`, `offset (S,)`, and names of neurons.
+
+    `names` gives (node, number) a position in the certificate's table; neurons at the positions `kept` stay in the problem whatever their bounds.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+    output: np.ndarray
+    input: np.ndarray
+    offset: np.ndarray
+    names: Mapping[tuple[str, int], int]
+    kept: frozenset[int]
+
+
+def reduce(graph: Graph, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> Problem:
+    """The reduced problem of a graph (numpy constants) over the statement's box, as a `runtime` computes it or, for None, over the reals.
+
+    Raises:
+        UnsupportedError: an operation is not covered, memory would be exhausted, or the runtime's numbers may overflow.
+    """
+    builder = _Builder(statement, arithmetic, runtime)
+    values = {graph.input.name: builder.source.view(*graph.input_shape)}
+    last = {name: k for k, node in enumerate(graph.nodes) for name in node.inputs}
+    for k, node in enumerate(graph.nodes[1:], 1):
+        values[node.name] = builder.apply(node, [builder.grown(values[name]) for name in node.inputs])
+        for name in node.inputs:
+            if last[name] == k and name not in (graph.output, graph.input.name):
+                values.pop(name, None)
+    return builder.finish(values[graph.output].view(-1), values[graph.input.name].view(-1))
+
+
+class _Builder:
+    """The problem as far as it is built. `low, high`: the symbols' ranges; `is_neuron`: which symbols are outputs of neurons, the rest being inputs."""
+
+    def __init__(self, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> None:
+        self.statement, self.arithmetic, self.runtime, self.calls = statement, arithmetic, runtime, Counter()
+        lower, upper = arithmetic.array(statement.lower), arithmetic.array(statement.upper)
+        center = (lower + upper) / 2
+        radius = arithmetic.up(np.maximum(upper - center, center - lower))
+        free = statement.upper - statement.lower > THIN * np.maximum(abs(statement.lower), abs(statement.upper))
+        index = np.nonzero(free)[0]
+        columns = np.zeros((1 + len(index), len(center)), arithmetic.dtype)
+        columns[0], columns[np.arange(1, len(columns)), index] = center, radius[index]
+        size = arithmetic.up(abs(center) + radius)
+        self.source = Value(columns, radius * ~free, size, size)
+        self.free, self.center, self.radius = index, center[index], radius[index]
+        self.low, self.high = arithmetic.array(-np.ones(len(index))), arithmetic.array(np.ones(len(index)))
+        self.is_neuron = np.zeros(len(index), bool)
+        none = np.zeros(0, arithmetic.dtype)
+        self.problem = Problem(arithmetic, np.zeros((0, len(index)), arithmetic.dtype), np.zeros((0, 0), arithmetic.dtype), none, none, none, none, (),
+                               np.zeros(0, int), Rows.empty(0, len(index), arithmetic), index, self.center, self.radius)
+
+    def grown(self, value: Value) -> Value:
+        """`value` with zero columns for the symbols that are new to it."""
+        missing = 1 + len(self.low) - len(value.columns)
+        return value if not missing else value._replace(columns=np.concatenate(
+            [value.columns, np.zeros((missing, *value.columns.shape[1:]), value.columns.dtype)]))
+
+    def apply(self, node: Node, inputs: list[Value]) -> Value:
+        """The value of one node, with the runtime's error."""
+        if len(inputs[0].columns) * max(1, int(np.prod(node.shape))) > MOST:
+            raise UnsupportedError(f"Node {node.name!r} needs more than {8 * MOST / 2**30:.0f} GiB here: check the certificate on a larger machine.")
+        if is_affine(node):
+            return self._affine(Affine(node, self.arithmetic), inputs)
+        if node.op not in _NONLINEAR:
+            raise UnsupportedError(f"Node {node.name!r}: the checker does not cover the operation {node.op!r}.")
+        return _NONLINEAR[node.op](self, node, inputs)
+
+    def _affine(self, affine: Affine, inputs: list[Value]) -> Value:
+        shift, k = affine.shift(), affine.products(inputs[0].error.shape)
+        columns = affine.linear([value.columns for value in inputs])
+        columns = np.concatenate([columns[:1] + shift, columns[1:]]) if np.any(shift != 0) else columns
+        error, size, most = affine.absolute([np.stack(value[1:]) for value in inputs])
+        error, size, most = (self.arithmetic.up(part) for part in (error, size + abs(shift), most + abs(shift)))
+        if k == 0:
+            return Value(columns, error, size, most)
+        error = self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size))
+        return self.computed(Value(columns, error, size, most), k, most + affine.shift_terms())
+
+    def computed(self, value: Value, k: int, terms: np.ndarray) -> Value:
+        """`value` off by what the runtime rounds in sums of k products, of absolute values `terms` in all."""
+        if self.runtime is None:
+            return value
+        off = self.runtime.room(k, terms, self.arithmetic)
+        most = self.arithmetic.up(value.most + off)
+        if not np.all(most < self.runtime.most):
+            raise UnsupportedError("A value of the network may overflow in float32: nothing is proved of what a runtime computes then.")
+        return value._replace(error=self.arithmetic.up(value.error + off), most=most)
+
+    def combined(self, *parts: tuple[np.ndarray | float, Value], shift: np.ndarray | float = 0.0) -> Value:
+        """sum of factor * value + shift, exactly up to this arithmetic's rounding; factors broadcast to the values' shape."""
+        factors, values, shift = [self.arithmetic.array(f) for f, _ in parts], [self.grown(v) for _, v in parts], self.arithmetic.array(shift)
+        columns = sum(f * v.columns for f, v in zip(factors, values))
+        columns[0] = columns[0] + shift
+        error, size, most = (sum(abs(f) * v[k] for f, v in zip(factors, values)) for k in (1, 2, 3))
+        size, most = self.arithmetic.up(size + abs(shift)), self.arithmetic.up(most + abs(shift))
+        return Value(columns, self.arithmetic.up(error + self.arithmetic.room(len(parts) + EXTRA_TERMS, size)), size, most)
+
+    def bounds(self, value: Value) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Bounds of a flat value's coordinates, and the sums of their absolute terms.
+
+        An interval over the symbols, then the proof rule where that leaves the sign open.
+        """
+        flat = self.grown(value).columns
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        both, step = np.stack([half, abs(middle)]), max(1, 2**23 // len(flat))
+        reach = np.concatenate([both @ abs(flat[1:, k:k + step]) for k in range(0, flat.shape[1], step)], 1)
+        center, size = flat[0] + middle @ flat[1:], self.arithmetic.up(abs(flat[0]) + reach.sum(0))
+        room = self.arithmetic.up(self.arithmetic.room(2 * len(flat) + EXTRA_TERMS, size) + value.error)
+        lower, upper = center - reach[0] - room, center + reach[0] + room
+        lower, upper = np.maximum(lower, -value.most), np.minimum(upper, value.most)
+        open_rows = np.nonzero(~((lower >= 0) | (upper <= 0)))[0]
+        if len(self.problem.b) and len(open_rows):
+            bound_both_sides(self.problem, self._rows(flat, open_rows, value.error), open_rows, lower, upper)
+        return lower, upper, size
+
+    def _rows(self, flat: np.ndarray, index: np.ndarray, error: np.ndarray) -> Rows:
+        picked = flat[:, index].T
+        return Rows(picked[:, 1:][:, self.is_neuron], picked[:, 1:][:, ~self.is_neuron], picked[:, 0], error[index])
+
+    def activate(self, value: Value, kind: str, node: Node) -> Value:
+        """s(value): ReLUs of known sign are substituted, everything else becomes a neuron."""
+        shape, value = value.error.shape, self.grown(value).view(-1)
+        lower, upper, size = self.bounds(value)
+        number = np.arange(len(lower)) + self.calls[node.name] * len(lower)
+        self.calls[node.name] += 1
+        position = np.array([self.statement.names.get((node.name, i), -1) for i in number.tolist()], int)
+        active = (lower >= 0) & (kind == RELU)
+        stays = ~(active | ((upper <= 0) & (kind == RELU))) | np.isin(position, list(self.statement.kept))
+        active = active & ~stays
+        index = np.nonzero(stays)[0]
+        columns, error = value.columns * active, value.error * active
+        if self.runtime and 0 < active.sum() <= ERROR_SYMBOLS:
+            own = np.nonzero(active & (error > 0))[0]
+            columns = np.concatenate([columns, np.zeros((len(own), len(lower)), columns.dtype)])
+            columns[np.arange(len(columns) - len(own), len(columns)), own], error = error[own], 0 * error
+            self._symbols(self.arithmetic.array(-np.ones(len(own))), self.arithmetic.array(np.ones(len(own))), False)
+        rows = self._rows(self.grown(value).columns, index, value.error)
+        columns = np.concatenate([columns, np.zeros((len(index), len(lower)), columns.dtype)])
+        columns[np.arange(len(columns) - len(index), len(columns)), index] = 1
+        self.problem = self.problem.appended(rows, lower[index], upper[index], kind, position[index])
+        low, high = activation(kind, lower, upper)
+        self._symbols(low[index], high[index], True)
+        most = np.maximum(abs(low), abs(high))
+        return Value(columns, error, np.where(active, size, most), most).view(*shape)
+
+    def _symbols(self, low: np.ndarray, high: np.ndarray, neurons: bool) -> None:
+        self.low, self.high = np.concatenate([self.low, low]), np.concatenate([self.high, high])
+        self.is_neuron = np.concatenate([self.is_neuron, np.full(len(low), neurons)])
+        if not neurons:
+            self.problem = self.problem.with_inputs(len(low))
+
+    def finish(self, value: Value, source: Value) -> Problem:
+        """The problem with the statement's rows output @ y + input @ x - offset."""
+        value, source, s, array = self.grown(value), self.grown(source), self.statement, self.arithmetic.array
+        output, given, offset = array(s.output), array(s.input), array(s.offset)
+        rows = output @ value.columns.T + given @ source.columns.T
+        rows[:, 0] = rows[:, 0] - offset
+        size = abs(output) @ value.size + abs(given) @ source.size + abs(offset)
+        slack = abs(output) @ value.error + abs(given) @ source.error + self.arithmetic.room(s.output.shape[1] + s.input.shape[1] + EXTRA_TERMS, size)
+        return replace(self.problem, rows=Rows(rows[:, 1:][:, self.is_neuron], rows[:, 1:][:, ~self.is_neuron], rows[:, 0], self.arithmetic.up(slack)))
+
+
+EXTRA_TERMS = 8
+"""Terms beyond the products of a sum: the shift, a factor's own rounding."""
+
+
+def _leaky(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
+    slope = builder.arithmetic.array(node.attributes["slope"])
+    value = builder.combined((slope, inputs[0]), (1 - slope, builder.activate(inputs[0], RELU, node)))
+    return builder.computed(value, 1, abs(slope) * inputs[0].most)
+
+
+def _clip(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
+    low, high, bounded = node.attributes["lower"], node.attributes["upper"], inputs[0]
+    if np.isfinite(low):
+        bounded = builder.combined((1.0, builder.activate(builder.combined((1.0, bounded), shift=-low), RELU, node)), shift=low)
+    if np.isfinite(high):
+        bounded = builder.combined((1.0, bounded), (-1.0, builder.activate(builder.combined((1.0, bounded), shift=-high), RELU, node)))
+    return bounded
+
+
+def _max_pool(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
+    kernel, shape = tuple(node.attributes["kernel_shape"]), inputs[0].error.shape
+    pads = tuple(node.attributes.get("pads") or (0,) * len(kernel))[:len(kernel)]
+    index = windows(np.arange(np.prod(shape)).reshape(shape), node, kernel, pads, -1).reshape(*node.shape[:2], -1, int(np.prod(node.shape[2:])))
+    index = np.moveaxis(index, 2, 0).reshape(index.shape[2], -1)
+    index = np.where(index < 0, index.max(0), index)
+    flat = inputs[0].view(-1)
+    players = [Value(flat.columns[:, row], *(part[row] for part in flat[1:])) for row in index]
+    while len(players) > 1:
+        pairs = zip(players[::2], players[1::2])
+        won = [builder.combined((1.0, a), (1.0, builder.activate(builder.combined((1.0, b), (-1.0, a)), RELU, node))) for a, b in pairs]
+        players = won + players[len(players) - len(players) % 2:]
+    return builder.grown(players[0]).view(*node.shape)
+
+
+def _product(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
+    """x0 y + y0 x - x0 y0 + ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4: right for any s, x0, y0, the last two as stated by their floats."""
+    x, y = (Value(*(np.broadcast_to(align(part, len(node.shape)), (len(part), *node.shape)) for part in (value.columns, *(p[None] for p in value[1:]))))
+            for value in inputs)
+    x, y = (Value(value.columns, *(part[0] for part in value[1:])) for value in (x, y))
+    sides = [[part.reshape(node.shape).astype(np.float64) for part in builder.bounds(value.view(-1))[:2]] for value in (x, y)]
+    (x0, y0), (wide_x, wide_y) = ([(u + l) / 2 for l, u in sides], [np.maximum(u - l, 1e-12) for l, u in sides])
+    scale = np.exp2(np.rint(np.log2(wide_y / wide_x) / 2))
+    dx, dy = builder.combined((1.0, x), shift=-x0), builder.combined((1.0, y), shift=-y0)
+    plus = builder.activate(builder.combined((scale, dx), (1 / scale, dy)), "square", node)
+    minus = builder.activate(builder.combined((scale, dx), (-1 / scale, dy)), "square", node)
+    corner = builder.combined((x0, y), (y0, dx))
+    value = builder.combined((1.0, corner), (0.25, plus), (-0.25, minus))
+    return builder.computed(value, 1, x.most * y.most)
+
+
+def _smooth(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
+    value = builder.activate(inputs[0], node.op.lower(), node)
+    if builder.runtime is None:
+        return value
+    off = builder.runtime.transcendental
+    return value._replace(error=value.error + off, most=value.most + off)
+
+
+_NONLINEAR = {
+    "Relu": lambda builder, node, inputs: builder.activate(inputs[0], RELU, node), "LeakyRelu": _leaky, "Clip": _clip, "MaxPool": _max_pool,
+    "Mul": _product, "Sigmoid": _smooth, "Tanh": _smooth,
+}
