@@ -1,6 +1,6 @@
 """The command `verifier`: reads files and options, asks the solver, writes the verdict.
 
-Exit code 0 after any verdict, 2 after bad input with one sentence on stderr.
+Exit code 0 after any verdict, 2 after bad input with one sentence on stderr; `check` has 1 for a proof that it rejects.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from verifier import __version__
 from verifier.config import Config, load_config
 from verifier.console import Answer, ProgressLine, as_json, finite, tell, watch, word
 from verifier.errors import OutOfMemory, VerifierError
-from verifier.options import AccuracyOptions, BoundsOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
+from verifier.options import AccuracyOptions, BoundsOptions, CheckOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
 from verifier.verdict import Reason
 
 if TYPE_CHECKING:
@@ -138,6 +138,19 @@ def accuracy(options: AccuracyOptions) -> None:
     from verifier.accuracy_cli import measure
 
     measure(options, _load(options.model), _settings(options))
+
+
+@app.command(epilog="Example: verifier check net.onnx prop.vnnlib proof.cert")
+@takes(CheckOptions)
+def check(options: CheckOptions) -> None:
+    """Check a proof: recompute every bound of a certificate, trusting none of its numbers. See docs/certificate.md.
+
+    Prints `accepted` or `rejected`. The exit code is 0 or 1, and 2 where a file cannot be read.
+    """
+    from verifier import check_cli
+
+    if not check_cli.check(options):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: verifier bounds net.onnx prop.vnnlib --engine alpha-crown --json")

@@ -111,6 +111,15 @@ class BoundsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    model: Model
+    property: Property
+    certificate: Annotated[Path, typer.Argument(metavar="PROOF.cert", exists=True, dir_okay=False, help="What `verify --certificate` wrote.")]
+    exact: Annotated[bool, typer.Option("--exact", help="Compute over the rationals: for small networks.")] = False
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     model: Model
     json: Json = False

@@ -44,12 +44,12 @@ class Part(NamedTuple):
         for key, value in other.bound.items():
             if value < self.bound.get(key, inf):
                 self.bound[key] = value
-        return all(self.bound[key] + self.bound.get(key ^ 1, inf) >= 0 for key in other.bound)
+        return all(-self.bound[key] <= self.bound.get(key ^ 1, inf) for key in other.bound)
 
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """Unsafe: `common` and one of `disjuncts`, none of which is empty. `bound (2 n_in,)`: that of `common` rounded upwards, inf where there is none."""
+    """Unsafe: `common` and one of `disjuncts`, none of which is empty. `bound (2 n_in,)`: that of `common`, rounded upwards; inf: none."""
 
     name: str
     n_in: int
@@ -188,7 +188,11 @@ def _joined(several: list[list[Part]]) -> tuple[Part, list[Part]]:
 
 def _meets(common: Part, part: Part) -> bool:
     """Whether the bounds of both leave an input."""
-    return all(min(b, common.bound.get(k, inf)) + min(part.bound.get(k ^ 1, inf), common.bound.get(k ^ 1, inf)) >= 0 for k, b in part.bound.items())
+
+    def both(key: int) -> Fraction | float:
+        return min(part.bound.get(key, inf), common.bound.get(key, inf))
+
+    return all(-both(key) <= both(key ^ 1) for key in part.bound)
 
 
 def _compared(op: str, left: dict, right: dict) -> list[Part]:

@@ -1,0 +1,50 @@
+"""What `verifier check` does: has a certificate checked, with a bar while it goes on, and says the outcome."""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from verifier import __version__
+from verifier.console import tell
+from verifier.errors import OutOfMemory
+from verifier.options import CheckOptions
+
+
+def check(options: CheckOptions) -> bool:
+    """Whether the certificate is accepted; the outcome goes to stdout, the sentence to stderr."""
+    from verifier.certificate.arithmetic import Exact, Rounded
+    from verifier.certificate.check import check as checked
+
+    arithmetic = Exact() if options.exact else Rounded()
+    try:
+        with _bar() as advance:
+            report = checked(options.model, options.property, options.certificate, arithmetic, advance)
+    except MemoryError:
+        raise OutOfMemory(f"This machine has not the memory that {options.certificate} needs: check it on a larger one.") from None
+    if options.json:
+        keep = ("accepted", "arithmetic", "cases", "leaves")
+        reason = None if report.accepted else report.sentence
+        seen = {key: getattr(report, key) for key in keep} | {"reason": reason, "seconds": round(report.seconds, 3), "version": __version__}
+        print(json.dumps(seen), flush=True)
+    else:
+        print("accepted" if report.accepted else "rejected", flush=True)
+    proved = f"The property is proved in {report.arithmetic} arithmetic"
+    tell(f"{proved if report.accepted else report.sentence.rstrip('.')} ({report.cases} cases, {report.leaves} leaves, {report.seconds:.2f} s).")
+    return report.accepted
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal; takes the share that is done."""
+    if not sys.stderr.isatty():
+        yield lambda share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("checking"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("check", total=1.0)
+        yield lambda share: progress.update(task, completed=share)
