@@ -270,7 +270,7 @@ def covered(prop: Property, cases: Iterable[tuple[np.ndarray, np.ndarray, Iterab
 
     Args:
         prop: what must be covered.
-        cases: `(lower (n_in,), upper (n_in,), polytopes)` each, a polytope being `(output (R, n_out), input (R, n_in), offset (R,))`.
+        cases: `(lower (n_in,), upper (n_in,), polytopes)` each, a polytope being `(output (R, n_out), offset (R,), input (R, n_in))`.
 
     Returns:
         None, or the sentence that names a disjunct that is in no case.
@@ -282,6 +282,8 @@ def covered(prop: Property, cases: Iterable[tuple[np.ndarray, np.ndarray, Iterab
     boxed, waiting = np.zeros(many, bool), np.ones(many, bool)
     for lower, upper, polytopes in cases:
         bound = np.stack([upper, -lower], 1).reshape(-1)
+        if len(bound) != len(prop.bound):
+            return f"{prop.name} has {prop.n_in} inputs, but the network {len(lower)}: is it the property of another network?"
         open_sides = ~(prop.bound <= bound)  # of the common box; a disjunct's own bounds must close them all
         closed = open_sides[key] & (value <= bound[key])
         inside = np.bincount(owner[closed], minlength=many) == open_sides.sum()
@@ -302,7 +304,7 @@ def covered(prop: Property, cases: Iterable[tuple[np.ndarray, np.ndarray, Iterab
     return f"disjunct {d + 1} of {many} of {prop.name} is in no case of the certificate: {why}."
 
 
-def _rows_of(output: np.ndarray, inputs: np.ndarray, offset: np.ndarray) -> list[Row]:
+def _rows_of(output: np.ndarray, offset: np.ndarray, inputs: np.ndarray) -> list[Row]:
     sides = (("X", inputs), ("Y", output))
     return [
         (tuple(((letter, int(i)), float(side[r, i])) for letter, side in sides for i in np.flatnonzero(side[r])), float(offset[r]))
