@@ -12,7 +12,7 @@ Vocabulary (op: constants; attributes). `x` is the first input.
 | Linear: x @ weight.T + bias on the last axis | weight (out, in), bias (out,) | |
 | LeftMatMul: weight @ x on the last two axes | weight (m, k) | |
 | Conv, ConvTranspose (x is (1, C, *spatial)) | weight (ONNX layout), bias | strides, dilations, pads (begins then ends), group; output_padding |
-| Scale: x * scale + offset, broadcast to x's own shape | scale, offset | |
+| Scale: x * scale + offset, broadcast to x's own shape | scale, offset; as read from a BatchNormalization also terms: abs(beta) + abs(mean scale) | |
 | Add, Sub: two inputs, broadcast | | |
 | Mul: product of two inputs, broadcast | | |
 | AveragePool, MaxPool | | kernel_shape, strides, dilations, pads, ceil_mode; count_include_pad (average only) |

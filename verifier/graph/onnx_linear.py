@@ -165,7 +165,7 @@ def batch_normalization(node: OnnxNode, build: Lowering) -> Value:
     if not np.all(spread > 0):
         raise ModelError(f"BatchNormalization {node.name!r} has a variance that is negative.")
     scale = gamma / np.sqrt(spread)
-    return build.scale(x, scale, beta - average * scale)
+    return build.scale(x, scale, beta - average * scale, np.abs(beta) + np.abs(average * scale))
 
 
 LINEAR: dict[str, Lower] = {

@@ -168,11 +168,12 @@ class Lowering:
         """x with leading 1s, so that broadcasting cannot meet the batch dimension in front."""
         return self.reshape(x, (1,) * (rank - len(x.shape)) + x.shape)
 
-    def scale(self, x: Variable, scale: np.ndarray | float, offset: np.ndarray | float) -> Variable:
-        """x * scale + offset, x expanded first where a constant is larger."""
+    def scale(self, x: Variable, scale: np.ndarray | float, offset: np.ndarray | float, terms: np.ndarray | None = None) -> Variable:
+        """x * scale + offset, x expanded first where a constant is larger; `terms` where a runtime sums the offset up from several terms."""
         scale, offset = self.floats(scale), self.floats(offset)
         x = self.expand(x, self.broadcast(x.shape, tuple(scale.shape), tuple(offset.shape)))
-        return self.add("Scale", (x,), x.shape, {"scale": scale, "offset": offset})
+        extra = {} if terms is None else {"terms": self.floats(terms)}
+        return self.add("Scale", (x,), x.shape, {"scale": scale, "offset": offset, **extra})
 
     def sum_of(self, op: str, x: Variable, y: Variable) -> Variable:
         """x + y or x - y (op Add, Sub), of one rank."""

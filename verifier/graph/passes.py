@@ -29,6 +29,7 @@ _PASS_THROUGH = ("Reshape", "Transpose")
 
 def simplify(graph: Graph) -> Graph:
     """The graph after all passes, to a fixed point: none of the rules below has anything left to do."""
+    graph = drop_terms(graph)
     while True:
         before = graph
         graph = drop_identities(drop_dead(graph))
@@ -36,6 +37,14 @@ def simplify(graph: Graph) -> Graph:
             graph = rewrite(graph, length, rule)
         if graph is before:
             return graph
+
+
+def drop_terms(graph: Graph) -> Graph:
+    """Without the constants `terms`, which tell how a file computes an offset, not what it is."""
+    if not any("terms" in node.constants for node in graph.nodes):
+        return graph
+    bare = ({key: value for key, value in node.constants.items() if key != "terms"} for node in graph.nodes)
+    return replace(graph, nodes=tuple(replace(node, constants=constants) for node, constants in zip(graph.nodes, bare)))
 
 
 def drop_dead(graph: Graph) -> Graph:
