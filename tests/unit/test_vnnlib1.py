@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gzip
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def only_assert(formula: str):
         ("(<= X_0 0.5)", ("<=", X0, 0.5)),
         ("(>= Y_0 Y_1)", (">=", Y0, Y1)),
         ("(<= 3 X_0)", ("<=", 3.0, X0)),
-        ("(< X_0 1e-05)", ("<", X0, 1e-05)),
+        ("(< X_0 1e-05)", ("<", X0, Fraction("1e-05"))),
         ("( >=\n X_0\t-.5E+2 )", (">=", X0, -50.0)),
         ("(= Y_0 +7.)", ("=", Y0, 7.0)),
     ],

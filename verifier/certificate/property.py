@@ -22,7 +22,7 @@ import numpy as np
 
 from verifier.errors import SpecError
 
-MOST_NUMBERS, MOST_DEPTH = 5_000_000, 100
+MOST_NUMBERS, MOST_DEPTH = 2_000_000, 100
 _WORD = re.compile(r";[^\n]*|[()]|[^\s();]+")
 _NUMBER = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?")
 _VARIABLE = re.compile(r"([XY])_(0|[1-9][0-9]{0,8})")

@@ -77,12 +77,11 @@ def write_record(file: BinaryIO, record: Record) -> None:
     Raises:
         CertificateError: the record is larger than readers take.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in record.arrays.items()}
-    shapes = [[name, array.dtype.str[1:], list(array.shape)] for name, array in arrays.items()]
-    if not all(array.dtype.str[1:] in TYPES for array in arrays.values()):
+    shapes = [[name, array.dtype.str[1:], list(array.shape)] for name, array in record.arrays.items()]
+    if not all(kind in TYPES for _, kind, _ in shapes):
         raise CertificateError(f"A {record.kind} record cannot hold {shapes}: the types are {', '.join(TYPES)}.")
     text = json.dumps(record.fields | {"arrays": shapes}, separators=(",", ":"), allow_nan=False).encode()
-    parts = [array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() for array in arrays.values()]
+    parts = [array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() for array in record.arrays.values()]
     payload = b"".join([struct.pack("<I", len(text)), text, *parts])
     if len(text) > MOST_JSON or len(payload) > MOST_BYTES:
         raise CertificateError(f"A {record.kind} record of {len(payload):,} bytes ({len(text):,} of JSON) is more than readers take: split it.")

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -74,7 +75,7 @@ class Not(NamedTuple):
     at: int
 
 
-Term: TypeAlias = "float | Variable | Apply"
+Term: TypeAlias = "float | Fraction | Variable | Apply"
 Formula: TypeAlias = "Compare | And | Or | Not"
 
 
@@ -321,7 +322,8 @@ def _leaf(atom: _Atom, source: Source, names: dict[str, Variable]) -> Term:
         value = float(atom.text)
         if math.isinf(value):
             raise _not_finite(atom.text, atom.at, source)
-        return value
+        # What the text says, for arithmetic that rounds once; where that would be a fraction of enormous numbers, the nearest float.
+        return Fraction(atom.text) if len(atom.text) <= 40 and 1e-300 < abs(value) < 1e300 else value
     if atom.text.lstrip("+-").lower() in ("nan", "inf", "infinity"):
         raise _not_finite(atom.text, atom.at, source)
     raise _undeclared(atom.text, atom.at, source)

@@ -1,0 +1,40 @@
+"""Certificates without a tree, written by hand: the checker proves their polytopes from the root bounds, or not at all."""
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verifier.certificate.property import property_digest
+from verifier.certificate.schema import Record, read_records, write_header, write_record
+from verifier.graph.onnx_file import model_digest
+
+
+def head(model: Path, prop: Path, arithmetic: str = "real") -> Record:
+    return Record("HEAD", {"arithmetic": arithmetic, "model": model_digest(model), "property": property_digest(prop), "prover": "a test"}, {})
+
+
+def case(lower: Any, upper: Any, output: Any, offset: Any) -> Record:
+    """A case of one-row polytopes, `output (S, n_out)`, `offset (S,)`."""
+    numbers = {"lower": lower, "upper": upper, "output": output, "offset": offset}
+    arrays = {name: np.array(value, np.float64) for name, value in numbers.items()}
+    arrays |= {"neuron": np.zeros((0, 2), np.int32), "kept": np.zeros(0, np.uint32)}
+    return Record("CASE", {"rows": [1] * len(arrays["offset"]), "nodes": []}, arrays)
+
+
+def done(cases: int) -> Record:
+    return Record("DONE", {"cases": cases}, {})
+
+
+def as_bytes(*records: Record) -> bytes:
+    file = io.BytesIO()
+    write_header(file)
+    for record in records:
+        write_record(file, record)
+    return file.getvalue()
+
+
+def from_bytes(data: bytes) -> list[Record]:
+    return list(read_records(io.BytesIO(data), "small.cert"))

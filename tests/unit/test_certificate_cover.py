@@ -1,0 +1,190 @@
+"""A property is covered only if every disjunct lies in a case; what the checker's reader does not read is one sentence."""
+from __future__ import annotations
+
+import gzip
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.formulas import declared
+from verifier.certificate import property as reader
+from verifier.certificate.property import Property, covered, property_digest, read_property
+from verifier.errors import SpecError
+
+UNIT = ("(>= X_0 0)", "(<= X_0 1)", "(>= X_1 0)", "(<= X_1 1)")
+
+
+def read(tmp_path: Path, *assertions: str) -> Property:
+    path = tmp_path / "p.vnnlib"
+    path.write_text(declared(2, 2, *assertions))
+    return read_property(path, 2, 2)
+
+
+def polytope(*rows: tuple[list[float], float], inputs: list[list[float]] | None = None) -> tuple:
+    output, offset = np.array([row for row, _ in rows], float).reshape(-1, 2), np.array([o for _, o in rows], float)
+    return output, offset, np.zeros((len(rows), 2)) if inputs is None else np.array(inputs, float)
+
+
+def case(*polytopes: tuple, lower: tuple = (0, 0), upper: tuple = (1, 1)) -> tuple:
+    return np.array(lower, float), np.array(upper, float), polytopes
+
+
+Y0, Y1, BOTH = ([1, 0], 0.5), ([0, 1], 0.5), ([1, 1], 0.5)
+ONE = (*UNIT, "(<= Y_0 0.5)")
+
+
+@pytest.mark.parametrize(
+    ("assertions", "cases"),
+    [
+        (ONE, [case(polytope(Y0))]),
+        (ONE, [case(polytope(Y0), lower=(-1, 0), upper=(1, 2))]),
+        (ONE, [case(polytope(([1, 0], 0.6)))]),  # a larger polytope
+        (ONE, [case(polytope(Y1)), case(polytope(Y1), polytope(Y0))]),
+        ((*ONE, "(<= Y_1 0.5)"), [case(polytope(Y1))]),  # fewer rows
+        ((*ONE, "(<= Y_1 0.5)"), [case(polytope(Y1, Y0))]),
+        ((*ONE, "(<= Y_0 0.25)"), [case(polytope(([1, 0], 0.25)))]),
+        (UNIT, [case(polytope(([0, 0], 0.0)))]),  # no rows at all
+        ((*UNIT, "(<= (+ Y_0 Y_1) 0.5)", "(<= (- Y_0 X_1) 0)"), [case(polytope(BOTH, ([1, 0], 0), inputs=[[0, 0], [0, -1]]))]),
+        ((*UNIT, "(>= X_0 2)"), []),  # no disjunct is left
+        ((*UNIT, "(or (<= Y_0 0.5) (<= Y_1 0.5))"), [case(polytope(Y0)), case(polytope(Y1))]),
+        ((*ONE, "(or (<= X_0 0.5) (>= X_0 0.25))"), [case(polytope(Y0), upper=(0.5, 1)), case(polytope(Y0), lower=(0.25, 0))]),
+    ],
+)
+def test_covered(tmp_path: Path, assertions: tuple, cases: list) -> None:
+    assert covered(read(tmp_path, *assertions), iter(cases)) is None
+
+
+@pytest.mark.parametrize(
+    ("assertions", "cases", "said"),
+    [
+        (ONE, [], "1 of 1 .* no case's box"),
+        (ONE, [case(polytope(Y0), upper=(1, np.nextafter(1, 0)))], "no case's box"),
+        (ONE, [case(polytope(Y0), lower=(np.nextafter(0, 1), 0))], "no case's box"),
+        (ONE, [case(polytope(Y0), lower=(np.nan, 0))], "no case's box"),
+        (ONE, [case(polytope(Y0), upper=(0.5, 1)), case(polytope(Y0), lower=(0.5, 0))], "no case's box"),  # one case must do
+        (ONE, [case(polytope(([1, 0], np.nextafter(0.5, 0))))], "other rows"),
+        (ONE, [case(polytope(([1, 0], np.nan)))], "other rows"),
+        (ONE, [case(polytope(([2, 0], 1.0)))], "other rows"),
+        (ONE, [case(polytope(([-1, 0], 0.5)))], "other rows"),
+        (ONE, [case(polytope(Y0, inputs=[[1, 0]]))], "other rows"),
+        (ONE, [case(polytope(Y0, Y1))], "other rows"),
+        (ONE, [case(polytope(Y1)), case(polytope(Y0), lower=(0.5, 0))], "other rows"),
+        (ONE, [case(polytope(([0, 0], -1.0)))], "other rows"),  # 0 <= -1 is reached nowhere
+        ((*UNIT, "(or (<= Y_0 0.5) (<= Y_1 0.5))"), [case(polytope(Y0))], "2 of 2 .* other rows"),
+        ((*ONE, "(or (<= X_0 0.5) (>= X_0 0.25))"), [case(polytope(Y0), upper=(0.5, 1))], "2 of 2 .* no case's box"),
+        (("(>= X_0 0)", "(<= X_1 1)", "(<= Y_0 0.5)"), [case(polytope(Y0))], "no case's box"),  # unbounded
+        (ONE, [(np.zeros(3), np.ones(3), [polytope(Y0)])], "2 inputs, but the network 3"),
+        (("(>= X_0 0)", "(<= X_0 0.1)", "(>= X_1 0)", "(<= X_1 1)"), [case(polytope(([0, 0], 0.0)), upper=(np.nextafter(0.1, 0), 1))], "box"),
+    ],
+)
+def test_not_covered(tmp_path: Path, assertions: tuple, cases: list, said: str) -> None:
+    sentence = covered(read(tmp_path, *assertions), iter(cases))
+    assert sentence is not None
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(sentence)
+
+
+def test_bounds_are_compared_as_rationals(tmp_path: Path) -> None:
+    """0.3 lies above the float nearest to it, 0.1 below: a case that ends at the float contains only the second."""
+    for text, number in (("0.3", 0.3), ("0.1", 0.1)):
+        prop = read(tmp_path, *UNIT[1:], "(<= X_0 " + text + ")", "(>= X_0 0)", "(<= Y_0 0.5)")
+        nearest = covered(prop, [case(polytope(Y0), upper=(number, 1))])
+        assert (nearest is None) == (text == "0.1")
+        assert covered(prop, [case(polytope(Y0), upper=(np.nextafter(number, 1), 1))]) is None
+
+
+def test_many_boxes_and_many_rows_are_quick(tmp_path: Path) -> None:
+    begin, count = time.process_time(), 1000
+    boxes = " ".join(f"(and (>= X_0 {i}) (<= X_0 {i + 1}) (>= X_1 0) (<= X_1 1) (<= Y_0 {i}))" for i in range(count))
+    cases = [case(polytope(([1, 0], i)), lower=(i, 0), upper=(i + 1, 1)) for i in range(count)]
+    prop = read(tmp_path, f"(or {boxes})")
+    assert covered(prop, cases) is None
+    assert "1000 of 1000" in str(covered(prop, cases[:-1]))
+    rows = " ".join(f"(<= Y_0 {i})" for i in range(-count, 0))
+    assert covered(read(tmp_path, *UNIT, f"(or {rows})"), [case(*(polytope(([1, 0], i)) for i in range(-count, 0)))]) is None
+    assert time.process_time() - begin < 5
+
+
+SABOTAGE = {
+    "a bound of a disjunct is forgotten": ("_meets", lambda common, part: part.bound.clear() is None, (*UNIT, "(or (>= X_0 0.5) (<= Y_0 0))")),
+    "negation is forgotten": ("_NEGATED", {"<=": "<="}, (*UNIT, "(not (<= Y_0 0.5))")),
+    "only the first alternative": ("_joined", lambda several: (several[0][0], [several[-1][0]]), (UNIT[0], "(or (<= Y_0 0) (<= Y_1 0))")),
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_sabotage_of_the_reader_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    what, broken, assertions = SABOTAGE[name]
+    whole = read(tmp_path, *assertions)
+    monkeypatch.setattr(reader, what, broken)
+    again = read(tmp_path, *assertions)
+    assert (again.common, again.disjuncts) != (whole.common, whole.disjuncts)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("(assert (<= X_0 1)", 3, "never closed"),
+        ("(assert (<= X_0 1)))", 3, "outside"),
+        ("(assert (<= X_0 one))", 3, "'one'"),
+        ("\n(assert (<= X_9 1))", 4, "'X_9'"),
+        ("(assert (<= X_0 1e99999))", 3, "'1e99999'"),
+        ("(assert (<= X_0 1e999))", 3, "too large"),
+        ("(assert (<= (* 1e-999 Y_0) 1))", 3, "too small"),
+        ("(assert (<= (* 1e999 Y_0) 1))", 3, "too large"),
+        ("(assert (<= X_0 " + "1" * 5000 + "))", 3, "neither"),
+        ("(assert (<= (* X_0 Y_0) 1))", 3, "not linear"),
+        ("(assert (<= (/ 1 Y_0) 1))", 3, "not linear"),
+        ("(assert (<= (/ Y_0 0) 1))", 3, "not linear"),
+        ("(assert (<= (exp Y_0) 1))", 3, "no term"),
+        ("(assert (<= () 1))", 3, "no term"),
+        ("(assert (<= (+) 1))", 3, "no term"),
+        ("(assert (<= X_0))", 3, "no formula"),
+        ("(assert (and))", 3, "no formula"),
+        ("(assert (let ((a 1)) (<= X_0 a)))", 3, "no formula"),
+        ("(assert Y_0)", 3, "no formula"),
+        ("(assert)", 3, "no declaration"),
+        ("()", 3, "no declaration"),
+        ("(declare-const X_0 Real)", 3, "twice"),
+        ("(declare-const X_01 Real)", 3, "not called"),
+        ("(declare-const X_2 Real)", 3, "without a gap"),
+        ("(declare-const Z_0 Real)", 3, "not called"),
+        ("(declare-const X_1 Bool)", 3, "no declaration"),
+        ("(declare-network N)", 3, "no declaration"),
+        ("(" * 5000, 3, "too deep"),
+        (f"(assert {'(not ' * 300}(<= X_0 1){')' * 300})", 3, "too deep"),
+        ("\n".join([f"(assert (or {' '.join(f'(<= Y_0 {i})' for i in range(200))}))"] * 3), 5, "multiplied out"),
+    ],
+)
+def test_what_is_not_read_is_one_sentence(tmp_path: Path, text: str, line: int, said: str) -> None:
+    path = tmp_path / "bad.vnnlib"
+    path.write_text("(declare-const X_0 Real)\n(declare-const Y_0 Real)\n" + text)
+    with pytest.raises(SpecError) as caught:
+        read_property(path)
+    assert str(caught.value).startswith(f"{path}, line {line}: ") and said in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"\x1f\x8b\x08", gzip.compress(b"x")[:-3], b"\x1f\x8b" + b"\x00" * 30])
+def test_files_that_are_no_text_are_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad").write_bytes(data)
+    for path in (tmp_path / "bad", tmp_path, tmp_path / "none", "\0"):
+        with pytest.raises(SpecError) as caught:
+            read_property(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_another_network_is_named(tmp_path: Path) -> None:
+    read(tmp_path, *UNIT)
+    with pytest.raises(SpecError, match="2 inputs and 2 outputs, but the network 5 and 2"):
+        read_property(tmp_path / "p.vnnlib", 5, 2)
+
+
+def test_the_digest_is_of_the_unpacked_bytes(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a", tmp_path / "a.gz"
+    plain.write_bytes(b"; text\n")
+    packed.write_bytes(gzip.compress(b"; text\n"))
+    assert property_digest(plain) == property_digest(packed) == hashlib.sha256(b"; text\n").hexdigest()
