@@ -1,0 +1,193 @@
+"""The truth about small piecewise linear networks, in rational numbers: every linear piece of the network over a box, by its vertices.
+
+A `Net` is a list of values, each computed from earlier ones. It is the only description of a network in this battery: `onnx_files.py` writes it as a model,
+`pieces` enumerates it exactly, `floats.py` runs it in float32 in several orders. Nothing here imports the verifier.
+"""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+INPUT = 0
+"""The number of the value that is the network's input."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value: `kind` affine (matrix (out, in), bias), relu, add (two sources) or max (groups of indices of its source).
+
+    `form` tells the writer of models what to write for an affine value or a maximum; it changes nothing of the meaning.
+    """
+
+    kind: str
+    sources: tuple[int, ...]
+    matrix: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    groups: tuple[tuple[int, ...], ...] = ()
+    form: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Net:
+    """Value 0 is the input, value k + 1 comes from `steps[k]`; the last one is the output. Weights are float32 numbers in float64 arrays."""
+
+    n_in: int
+    steps: tuple[Step, ...]
+
+    @property
+    def n_out(self) -> int:
+        return self.sizes()[-1]
+
+    def sizes(self) -> list[int]:
+        """The length of every value."""
+        sizes = [self.n_in]
+        for step in self.steps:
+            counts = {"affine": len(step.matrix) if step.matrix is not None else 0, "max": len(step.groups)}
+            sizes.append(counts.get(step.kind, sizes[step.sources[0]]))
+        return sizes
+
+
+def exact(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    """The same numbers as fractions."""
+    flat = np.asarray(values, dtype=object).ravel()
+    return np.array([Fraction(v) if isinstance(v, (int, Fraction)) else Fraction(float(v)) for v in flat], dtype=object).reshape(np.shape(values))
+
+
+def output(net: Net, x: Sequence[Fraction | float]) -> list[Fraction]:
+    """The network at one point, in real arithmetic."""
+    point = [Fraction(v) for v in x]
+    ((cell, columns),) = pieces(net, point, point)
+    return [cell.values(column)[0] for column in columns]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A polytope as its vertices, each with the numbers of the half-spaces that it lies on the border of."""
+
+    vertices: tuple[tuple[tuple[Fraction, ...], frozenset[int]], ...]
+    borders: int
+
+    def values(self, column: Sequence[Fraction]) -> list[Fraction]:
+        """constant + coefficients @ x at every vertex."""
+        return [sum((c * v for c, v in zip(column[1:], x)), column[0]) for x, _ in self.vertices]
+
+    def cut(self, column: Sequence[Fraction]) -> Cell:
+        """The part where constant + coefficients @ x >= 0; it may be empty, or flat. (Motzkin's double description, one half-space.)"""
+        new, signs = self.borders, self.values(column)
+        kept = [(x, on | {new} if value == 0 else on) for (x, on), value in zip(self.vertices, signs) if value >= 0]
+        inside = [k for k, value in enumerate(signs) if value > 0]
+        outside = [k for k, value in enumerate(signs) if value < 0]
+        for a, b in itertools.product(inside, outside):
+            common = self.vertices[a][1] & self.vertices[b][1]
+            if any(common <= on for k, (_, on) in enumerate(self.vertices) if k not in (a, b)):
+                continue
+            share = signs[a] / (signs[a] - signs[b])
+            point = tuple(p + share * (q - p) for p, q in zip(self.vertices[a][0], self.vertices[b][0]))
+            kept.append((point, common | {new}))
+        return Cell(tuple(kept), new + 1)
+
+
+def box_cell(lower: Sequence[Fraction], upper: Sequence[Fraction]) -> Cell:
+    """A box, over all its inputs; those with one value do not move."""
+    sides = [((low, 2 * i),) if low == high else ((low, 2 * i), (high, 2 * i + 1)) for i, (low, high) in enumerate(zip(lower, upper))]
+    corners = itertools.product(*sides)
+    return Cell(tuple((tuple(v for v, _ in corner), frozenset(side for _, side in corner)) for corner in corners), 2 * len(sides))
+
+
+def pieces(net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction]) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
+    """Every linear piece of the network over the box: the cell, and each output there as (constant, coefficients of x)."""
+    n = net.n_in
+    start = [[Fraction(0)] + [Fraction(int(i == j)) for j in range(n)] for i in range(n)]
+    weights = [(exact(s.matrix), exact(s.bias)) if s.matrix is not None and s.bias is not None else None for s in net.steps]
+    yield from _pieces(net, weights, box_cell([Fraction(v) for v in lower], [Fraction(v) for v in upper]), [start], [])
+
+
+def _pieces(net: Net, weights: list, cell: Cell, values: list, partial: list) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
+    """`values` are complete so far, `partial` the first entries of the next; where the cell must be cut, both parts go on from there."""
+    while len(values) <= len(net.steps):
+        step = net.steps[len(values) - 1]
+        source = values[step.sources[0]]
+        if step.kind == "affine":
+            matrix, bias = weights[len(values) - 1]
+            values = [*values, [_affine(row, b, source) for row, b in zip(matrix, bias)]]
+        elif step.kind == "add":
+            values = [*values, [[a + b for a, b in zip(p, q)] for p, q in zip(source, values[step.sources[1]])]]
+        else:
+            count = len(source) if step.kind == "relu" else len(step.groups)
+            while len(partial) < count:
+                k = len(partial)
+                zero = [Fraction(0)] * (net.n_in + 1)
+                players = [zero, source[k]] if step.kind == "relu" else [source[j] for j in step.groups[k]]
+                best, parts = _largest(cell, players)
+                if best is None:
+                    for part in parts:
+                        yield from _pieces(net, weights, part, values, partial)
+                    return
+                partial = [*partial, best]
+            values, partial = [*values, partial], []
+    yield cell, values[-1]
+
+
+def _affine(row: np.ndarray, bias: Fraction, source: list) -> list[Fraction]:
+    used = [(w, column) for w, column in zip(row, source) if w != 0]
+    return [sum((w * column[i] for w, column in used), bias if i == 0 else Fraction(0)) for i in range(len(source[0]))]
+
+
+def _largest(cell: Cell, players: list) -> tuple[list[Fraction] | None, list[Cell]]:
+    """The player that is largest on all of the cell, or None and the cell in two where two of them change places."""
+    best = players[0]
+    for player in players[1:]:
+        gap = [a - b for a, b in zip(player, best)]
+        signs = cell.values(gap)
+        if min(signs) < 0 < max(signs):
+            return None, [cell.cut(gap), cell.cut([-g for g in gap])]
+        best = player if max(signs) > 0 else best
+    return best, []
+
+
+@dataclass(frozen=True)
+class Claim:
+    """No x with lower <= x <= upper reaches one of the polytopes, each a list of rows (output coefficients, offset): coefficients @ y <= offset."""
+
+    lower: tuple[Fraction, ...]
+    upper: tuple[Fraction, ...]
+    polytopes: tuple[tuple[tuple[tuple[Fraction, ...], Fraction], ...], ...]
+
+
+def holds(net: Net, claim: Claim) -> bool:
+    """Whether the claim is true in real arithmetic. Exact."""
+    for cell, columns in pieces(net, claim.lower, claim.upper):
+        for polytope in claim.polytopes:
+            part = cell
+            for coefficients, offset in polytope:
+                row = _affine(np.array(coefficients, dtype=object), Fraction(0), columns)
+                row[0] -= offset
+                part = part.cut([-v for v in row])
+            if part.vertices:
+                return False
+    return True
+
+
+def smallest(
+    net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction], row: Sequence[Fraction], within: Sequence[tuple[Sequence[Fraction], Fraction]] = (),
+) -> tuple[Fraction, tuple[Fraction, ...]]:
+    """min of row @ y over the inputs of the box whose outputs satisfy `within`, coefficients @ y <= offset each; exactly, and where it is attained."""
+    best: tuple[Fraction, tuple[Fraction, ...]] | None = None
+    exactly = lambda values: np.array([Fraction(v) for v in values], dtype=object)  # noqa: E731
+    for cell, columns in pieces(net, lower, upper):
+        for coefficients, offset in within:
+            limit = _affine(exactly(coefficients), Fraction(0), columns)
+            limit[0] -= offset
+            cell = cell.cut([-v for v in limit])
+        if not cell.vertices:
+            continue
+        value, x = min(zip(cell.values(_affine(exactly(row), Fraction(0), columns)), (x for x, _ in cell.vertices)))
+        if best is None or value < best[0]:
+            best = value, x
+    assert best is not None
+    return best
