@@ -335,7 +335,7 @@ def check_block_bounds(problem: ReducedProblem, block: int, bounds: tuple[Tensor
 def bounds_by_rows(problem: ReducedProblem, block: int, steps: int = 6) -> tuple[Tensor, Tensor]:
     """Bounds of a block's neurons from the rows +z and -z."""
     own = problem.blocks[block]
-    found = tighten.bound_rows(problem, tighten.neuron_rows(problem, own), bound.Effort(steps))
+    found, _ = tighten.bound_rows(problem, tighten.neuron_rows(problem, own), bound.Effort(steps))
     return found[:own.size], -found[own.size:]
 
 

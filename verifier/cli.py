@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verifier import __version__
-from verifier.config import Config, load_config
+from verifier.config import CertificateConfig, Config, load_config
 from verifier.console import Answer, ProgressLine, as_json, finite, tell, watch, word
 from verifier.errors import OutOfMemory, VerifierError
 from verifier.options import AccuracyOptions, BoundsOptions, CheckOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
@@ -49,6 +49,8 @@ def verify(options: VerifyOptions) -> None:
     """
     line = ProgressLine(options.verbose)
     config = _settings(options)
+    if options.arithmetic is not None and options.certificate is None:
+        raise VerifierError("--arithmetic says what a certificate speaks of: give --certificate PATH too.")
     answer = Answer(options.json, options.results_file, line)
     watchdog = watch(answer, config.timeout_s)
     try:
@@ -71,7 +73,7 @@ def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdi
 
         elapsed = time.monotonic() - line.started
         left = max(config.timeout_s - elapsed, min(config.timeout_s, 0.5))  # the user's clock started with the command, not with the solver
-        verdict = solve.verify(graph, spec, replace(config, timeout_s=left), line)
+        verdict = solve.verify(graph, spec, replace(config, timeout_s=left), line, _wanted(options))
         sentence = f"The time of {config.timeout_s:g} s is over." if verdict.reason is Reason.TIMEOUT else verdict.sentence
         return replace(verdict, sentence=sentence, seconds=time.monotonic() - line.started)
     except KeyboardInterrupt:
@@ -208,6 +210,12 @@ def _settings(options: RunOptions) -> Config:
     if options.device is not None:
         config = replace(config, device=options.device)
     return replace(config, attack=None) if options.no_attack else config
+
+
+def _wanted(options: VerifyOptions) -> CertificateConfig | None:
+    if options.certificate is None:
+        return None
+    return CertificateConfig(options.certificate, options.property, "real" if options.arithmetic is None else options.arithmetic.value)
 
 
 def _numbers(text: str | None, option: str, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -35,6 +35,22 @@ class BabConfig:
         _at_least(self, batch=1, steps=0, candidates=1, frontier_bytes=2**20)
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateConfig:
+    """A proof of `unsat` is written to `path`, about the network as computed in `arithmetic` (real, or its runtime's float32) and the property that
+
+    is in the file `property`.
+    """
+
+    path: Path
+    property: Path
+    arithmetic: str = "real"
+
+    def __post_init__(self) -> None:
+        if self.arithmetic not in ("real", "float32"):
+            raise VerifierError(f"arithmetic is {self.arithmetic!r}: give real or float32.")
+
+
 LONGEST_S = 1e7
 """The longest time-out: four months, and less than what a timer thread can hold."""
 

@@ -34,7 +34,7 @@ def finite(value: float | None) -> float | None:
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict with exactly the keys that `--json` promises."""
+    """The verdict with exactly the keys that `--json` promises; `certificate` is one of them where one was written."""
     found = verdict.counterexample
     return {
         "verdict": word(verdict),
@@ -44,7 +44,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "engine": verdict.engine,
         "lower_bound": finite(verdict.lower_bound),
         "witness": None if found is None else {"x": found.x.tolist(), "y": found.y.tolist(), "margin": finite(found.margin)},
-    }
+    } | ({} if verdict.certificate is None else {"certificate": verdict.certificate})
 
 
 def as_text(verdict: Verdict) -> str:

@@ -30,6 +30,13 @@ class Norm(str, Enum):
     L1 = "l1"
 
 
+class Arithmetic(str, Enum):
+    """In which arithmetic a proof takes the network to be computed."""
+
+    REAL = "real"
+    FLOAT32 = "float32"
+
+
 class Part(str, Enum):
     """Which images of a data set."""
 
@@ -69,6 +76,12 @@ class VerifyOptions(RunOptions):
     results_file: Annotated[
         Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too.")
     ] = None
+    certificate: Annotated[
+        Path | None, typer.Option(metavar="F.cert", dir_okay=False, help="Say `unsat` only with a proof that was checked, and write it there.")
+    ] = None
+    arithmetic: Annotated[
+        Arithmetic | None, typer.Option(help="What the proof speaks of: the network over the reals (default), or as float32 computes it.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +113,11 @@ class AccuracyOptions(RunOptions):
     results_file: Annotated[Path | None, typer.Option(metavar="ROWS.csv", dir_okay=False, help="Write a row an image there too.")] = None
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds for each image (default 120).")] = None
     no_attack: Annotated[bool, typer.Option("--no-attack", help="No search for counterexamples by gradient, so no PGD accuracy.")] = False
+    certificates: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", file_okay=False, help="Write properties and proofs there, image-N.vnnlib and image-N.cert; what is there is only checked."),
+    ] = None
+    arithmetic: Annotated[Arithmetic | None, typer.Option(help="What the certificates prove: see `verifier verify --help` (default real).")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

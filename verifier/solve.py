@@ -16,9 +16,13 @@ from verifier.attack.confirm import Replay, confirm, replay_graph, replay_onnx
 from verifier.attack.pgd import pgd
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance
-from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_of, solve_problem
-from verifier.config import AttackConfig, Config
+from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, go_on, open_root, outcome_of, solve_problem
+from verifier.bab.log import Log
+from verifier.certificate.emit import case_records, reopen
+from verifier.certificate.write import Writer
+from verifier.config import AttackConfig, CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, VerifierError
+from verifier.exact.dual import leaf_proof
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
 from verifier.reduced.build import BuildConfig, build
@@ -33,7 +37,9 @@ SMALL_NETWORK = 50_000
 """Neurons up to which a problem with few inputs is solved in double precision: its boxes become so small that float32 rounding decides."""
 
 
-def verify(graph: Graph, spec: Spec, config: Config = Config(), listener: Listener = silent) -> Verdict:
+def verify(
+    graph: Graph, spec: Spec, config: Config = Config(), listener: Listener = silent, certificate: CertificateConfig | None = None
+) -> Verdict:
     """Whether the network is safe: VERIFIED, FALSIFIED with a counterexample that was replayed, or UNKNOWN with the reason.
 
     Args:
@@ -41,18 +47,29 @@ def verify(graph: Graph, spec: Spec, config: Config = Config(), listener: Listen
         spec: from `load_vnnlib` or `robustness`.
         config: `timeout_s` counts from this call.
         listener: is told of progress a few times a second.
+        certificate: where the proof is to be written. VERIFIED is then said of nothing but what a certificate, checked, proves.
 
     Raises:
-        VerifierError: the property does not fit the network, or an operation is not supported.
+        VerifierError: the property does not fit the network, an operation is not supported, or nothing can be certified here.
     """
-    return verify_many(graph, [spec], config, listener)[0]
+    _check_sizes(graph, spec)
+    if certificate is None:
+        return _verdicts(_Run(graph, [spec], config, listener))[0]
+    writer = Writer(certificate, graph, spec)
+    try:
+        return _verdicts(_Run(graph, [spec], config, listener, writer))[0]
+    finally:
+        writer.close()
 
 
 def verify_many(graph: Graph, specs: Sequence[Spec], config: Config = Config(), listener: Listener = silent) -> list[Verdict]:
     """One verdict for each property of one network. `config.timeout_s` is the time for each property."""
     for spec in specs:
         _check_sizes(graph, spec)
-    run = _Run(graph, specs, config, listener)
+    return _verdicts(_Run(graph, specs, config, listener))
+
+
+def _verdicts(run: _Run) -> list[Verdict]:
     with torch.no_grad(), _threads(1 if run.tiny else torch.get_num_threads()):
         return run.verdicts()
 
@@ -85,6 +102,7 @@ class _Job:
     case: Case
     replay: Replay
     search: Search | None = None
+    problem: ReducedProblem | None = None
     outcome: Outcome | None = None
     failure: tuple[Reason, str] | None = None
     found: Counterexample | None = None
@@ -112,8 +130,8 @@ class _Job:
 class _Run:
     """All properties of one network: bound every case at the root, attack what is open, split what is left, many problems in one frontier."""
 
-    def __init__(self, graph: Graph, specs: Sequence[Spec], config: Config, listener: Listener) -> None:
-        self.config, self.listener, self.specs = config, listener, specs
+    def __init__(self, graph: Graph, specs: Sequence[Spec], config: Config, listener: Listener, writer: Writer | None = None) -> None:
+        self.config, self.listener, self.specs, self.writer = config, listener, specs, writer
         self.device = device_of(config.device)
         self.source = graph
         self.graph = graph.to(self.device, torch.float32)
@@ -166,10 +184,35 @@ class _Run:
             double = self.small and _free_inputs(job.case) <= FEW_INPUTS
             graph = self.source.to(self.device, torch.float64) if double else self.graph
             search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s)))
+            if self.writer is not None:
+                job.problem, search.log = search.problem, Log(search.problem)
             job.unstable = search.problem.unstable
             open_root(search, deadline)
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
             job.root = _root_margin(search)
+        self._certify(job)
+
+    def _certify(self, job: _Job) -> None:
+        """Writes the proof of a case that is proved, where that is wanted; what the checker refuses is searched again, with a margin."""
+        if self.writer is None or job.failure or job.outcome is None or job.outcome.by is None:
+            return
+        deadline = Deadline.after(self._left_s(job))
+        with _timed([job]), _resources(job):
+            self.listener(Progress("certificate", 0.0))
+            climb = Climb(self.config.bab, self._oracle(), deadline, self.listener)
+            try:
+                while job.outcome.by is not None:
+                    refused = self.writer.add(case_records(self.graph, job.case, job.problem, job.outcome.by), deadline)
+                    if not refused:
+                        break
+                    reopen(job.outcome.by, refused)
+                    job.outcome = go_on(job.outcome.by, climb)
+                certified = job.outcome.by is not None
+            except OutOfTime:
+                certified = False
+            if not certified and job.found is None:
+                job.failure = (Reason.CERTIFICATE, "A proof was found, but the checker accepted no certificate of it in time.")
+            job.outcome, job.problem = replace(job.outcome, by=None), None
 
     def _decide(self, waiting: list[_Job]) -> None:
         """Attack, then turns of branch and bound for all while they decide some, then each by itself; searches are dropped as their jobs end."""
@@ -188,6 +231,7 @@ class _Run:
         if self.config.attack:
             self._attack([job for job in open_jobs if job.open and not self._shut(job)], self.config.attack)
         for job in waiting:
+            self._certify(job)
             job.search = None
 
     def _turn(self, jobs: list[_Job]) -> None:
@@ -216,7 +260,7 @@ class _Run:
         def offer(key: int, polytope: int, x: Tensor) -> bool:
             return self.jobs[key].offer(polytope, x.cpu().numpy(), "a corner of a bound")
 
-        return Oracle(offer, leaf_answer)
+        return Oracle(offer, leaf_answer, _program)
 
     def _verdict(self, k: int, spec: Spec) -> Verdict:
         jobs = [job for job in self.jobs if job.spec == k]
@@ -232,7 +276,10 @@ class _Run:
         total: Counter[tuple[int, int]] = Counter()
         for outcome in outcomes:
             total.update(outcome.splits)
-        return tuple(NeuronSplit(self.source.nodes[node].name, neuron, times) for (node, neuron), times in total.most_common())
+        nodes, places = self.source.nodes, Counter()
+        for (node, number), times in total.items():
+            places[node, number % max(1, int(np.prod(nodes[node].shape)))] += times
+        return tuple(NeuronSplit(nodes[node].name, neuron, times) for (node, neuron), times in places.most_common())
 
     def _answer(self, k: int, spec: Spec, jobs: list[_Job], outcomes: list[Outcome]) -> Verdict:
         found = next((job for job in jobs if job.found is not None), None)
@@ -241,13 +288,23 @@ class _Run:
             return Verdict(Status.FALSIFIED, Reason.REPLAYED, sentence, engine=found.found_by, counterexample=found.found)
         if not any(job.open or job.failure for job in jobs):
             if not jobs:
-                return Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification")
+                return self._certified(Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification"))
             roots = [job.root for job in jobs]
             lowest = None if None in roots else min(roots)
-            return Verdict(Status.VERIFIED, Reason.PROVED, _proved_sentence(jobs, outcomes), engine=_engines(outcomes), lower_bound=lowest)
+            engines, sentence = _engines(outcomes), _proved_sentence(jobs, outcomes)
+            return self._certified(Verdict(Status.VERIFIED, Reason.PROVED, sentence, engine=engines, lower_bound=lowest))
         reason, sentence = self._why_unknown(jobs)
         lowest = [o.lower for o in outcomes if o.lower is not None and not o.proved]
         return Verdict(Status.UNKNOWN, reason, sentence, engine=_engines(outcomes), lower_bound=min(lowest, default=None))
+
+    def _certified(self, verdict: Verdict) -> Verdict:
+        """The verdict with its certificate, where one is wanted: without, nothing is proved."""
+        if self.writer is None:
+            return verdict
+        refused = self.writer.finish()
+        if refused is not None:
+            return Verdict(Status.UNKNOWN, Reason.CERTIFICATE, f"A proof was found, but its certificate is refused: {refused}")
+        return replace(verdict, certificate=str(self.writer.wanted.path))
 
     def _why_unknown(self, jobs: list[_Job]) -> tuple[Reason, str]:
         failure = next((job.failure for job in jobs if job.failure is not None), None)
@@ -303,6 +360,11 @@ def _resources(*jobs: _Job) -> Iterator[None]:
         return
     for job in jobs:
         job.failure = failure
+
+
+def _program(problem: ReducedProblem, polytope: int, split: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    found = leaf_proof(problem, polytope, split)
+    return None if found is None else (found.weight, found.nu)
 
 
 def _free_inputs(case: Case) -> int:

@@ -27,6 +27,7 @@ class Reason(Enum):
     UNCONFIRMED = "unconfirmed counterexample"
     INCOMPLETE = "incomplete method exhausted"
     NUMERICS = "numerical trouble"
+    CERTIFICATE = "no certificate in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Verdict:
 
     `splits`: the neurons that branch and bound split for the property's rows, the most often split first (splits for the sake of other neurons'
     bounds, and of inputs, are not among them). `unstable`: neurons that are not linear over the region, once the root has bounded them, summed
-    over the cases that were bounded; None where none was.
+    over the cases that were bounded; None where none was. `certificate`: the file that proves a VERIFIED, where one was asked for.
     """
 
     status: Status
@@ -69,3 +70,4 @@ class Verdict:
     counterexample: Counterexample | None = None
     splits: tuple[NeuronSplit, ...] = ()
     unstable: int | None = None
+    certificate: str | None = None

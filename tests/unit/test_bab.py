@@ -42,7 +42,7 @@ def test_domains_survive_the_frontier(seed: int) -> None:
     """Loaded into a stack of problems of different sizes and unloaded again, domains are what they were."""
     problems = [r.random_problem(seed + k, (RELU, "tanh"), inputs=2 + k) for k in range(3)]
     together = stack(problems)
-    batches = [r.open_domains(problem, seed + k, 2 + k) for k, problem in enumerate(problems)]
+    batches = [replace(r.open_domains(problem, seed + k, 2 + k), id=10 * k + torch.arange(2 + k)) for k, problem in enumerate(problems)]
     work = load(together, batches)
     assert work.count == (2, 3, 4)
     for p, batch in enumerate(batches):

@@ -16,12 +16,16 @@ ROOM = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """`best (N,)` the largest minimum of a convex combination of the rows, its coefficients `a (N, n)`, the offsets `low, high (N, n)` left."""
+    """`best (N,)` the largest minimum of a convex combination of the rows, its coefficients `a (N, n)`, the offsets `low, high (N, n)` left.
+
+    `weight (N, R)`: the combination.
+    """
 
     best: Tensor
     a: Tensor
     low: Tensor
     high: Tensor
+    weight: Tensor
 
 
 def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
@@ -30,7 +34,7 @@ def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
     Sound: a positive combination excludes the polytope; a point of it satisfies every row, hence every row's limit on one coordinate while the others
     are at their most favourable.
     """
-    best, combined, middle_combined = _combine(middle, a, radius)
+    best, combined, middle_combined, weight = _combine(middle, a, radius)
     rows = torch.cat([a, combined.unsqueeze(1)], 1) if a.shape[1] > 1 else a
     lower = torch.cat([middle, middle_combined.unsqueeze(1)], 1) if a.shape[1] > 1 else middle
     lower = lower - (rows.abs() @ radius.unsqueeze(-1)).squeeze(-1)
@@ -39,17 +43,18 @@ def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
     high = torch.where(rows > 0, reach, torch.inf).amin(1)
     low = torch.where(rows < 0, -reach, -torch.inf).amax(1)
     low, high = torch.maximum(low, -radius), torch.minimum(high, radius)
-    return Cut(best, combined, torch.minimum(low, radius), torch.maximum(high, -radius))
+    return Cut(best, combined, torch.minimum(low, radius), torch.maximum(high, -radius), weight)
 
 
-def _combine(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _combine(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """max over weights on the simplex of min over the box, by exponentiated gradient from the best single row."""
     single = middle - (a.abs() @ radius.unsqueeze(-1)).squeeze(-1)
     best, row = single.max(1)
     at = row[:, None, None].expand(-1, 1, a.shape[-1])
     found, found_middle = a.gather(1, at).squeeze(1), middle.gather(1, row.unsqueeze(1)).squeeze(1)
     if a.shape[1] == 1:
-        return best, found, found_middle
+        return best, found, found_middle, torch.ones_like(middle)
+    used = torch.nn.functional.one_hot(row, middle.shape[1]).to(middle.dtype)
     weight = torch.full_like(middle, 1 / middle.shape[1])
     for step in range(STEPS):
         form, constant = (weight.unsqueeze(1) @ a).squeeze(1), (weight * middle).sum(1)
@@ -57,7 +62,8 @@ def _combine(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor,
         better = value > best
         best = torch.where(better, value, best)
         found, found_middle = torch.where(better.unsqueeze(1), form, found), torch.where(better, constant, found_middle)
+        used = torch.where(better.unsqueeze(1), weight, used)
         gradient = middle - (a @ (form.sign() * radius).unsqueeze(-1)).squeeze(-1)
         size = (gradient.amax(1, keepdim=True) - gradient.amin(1, keepdim=True)).clamp(min=1e-30)
         weight = torch.softmax(weight.clamp(min=1e-12).log() + 3 / (1 + step) ** 0.5 * gradient / size, 1)
-    return best, found, found_middle
+    return best, found, found_middle, used

@@ -6,11 +6,14 @@ proved, and offer the corners of the bounds as counterexamples. A problem leaves
 """
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +21,8 @@ from verifier.bab.branching import choose
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta
 from verifier.bab.frontier import Frontier
-from verifier.bab.work import Work, children, load, spec_rows, unload
+from verifier.bab.log import Log, walk
+from verifier.bab.work import Work, as_packed, children, load, spec_rows, split_point, unload
 from verifier.config import BabConfig
 from verifier.reduced.bound import Effort, Multipliers, optimise
 from verifier.reduced.planes import Domains, start_alpha
@@ -29,6 +33,9 @@ Offer = Callable[[int, int, Tensor], bool]
 """offer(problem key, polytope, full inputs (K, n_full)) -> whether one was confirmed as a counterexample."""
 
 Leaf = Callable[[ReducedProblem, int, Tensor], "LeafAnswer"]
+
+Program = Callable[[ReducedProblem, int, Tensor], "tuple[Any, Any] | None"]
+"""program(problem, polytope, split (U,)) -> weights of the polytope's rows and multipliers nu that prove a leaf, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,7 @@ class Search:
     `stuck`: a leaf that no solver decides; `full`: the frontier has used its memory.
     `volume`: the share of the tree that is closed, by 2^-depth of the closed domains, over all open rows.
     `splits`: how often each neuron was split, by its row of `problem.neuron`, a name that outlives the problem's reductions.
+    `log`: what happened, where a certificate is wanted.
     """
 
     key: int
@@ -64,6 +72,7 @@ class Search:
     started: bool = False
     floor: Tensor | None = None
     splits: Counter[tuple[int, int]] = field(default_factory=Counter)
+    log: Log | None = None
 
     @property
     def decided(self) -> bool:
@@ -76,38 +85,56 @@ class Search:
     def lower_bound(self) -> float | None:
         return self.frontier.minimum()
 
+    def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
+        """A checker refuses this polytope's `leaf`, in pre-order, by so much: it is open again, and every one that was closed by no wider margin."""
+        region = int(walk(self.log.tree, [self.log.root[polytope]]).leaf[leaf])
+        found, own = self.log.domains(np.array([region])), self.problem.polytope == polytope
+        closed_at, slack = float(found.lower[0]), float(self.problem.slack[own].max())
+        margin = (closed_at if math.isfinite(closed_at) else slack) + 1.5 * max(lacked, 1e-9)
+        if not math.isfinite(margin):
+            self.stuck = True
+            return
+        self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack.clamp(min=margin), self.problem.slack))
+        self.frontier.push(self.log.reopen(polytope, region, margin))
+
 
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot."""
+    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot, `program` says why, for a log."""
 
     offer: Offer
     leaf: Leaf
+    program: Program = lambda problem, polytope, split: None
 
 
 def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     """Bounds every row at the root and opens one domain for each polytope that none of its rows proves (the best row stands for it)."""
     problem = search.problem
     single, count = with_fast_inputs(stack([problem])), len(problem.b_o)
+    effort = effort if search.log is None else replace(effort, packed=as_packed)
     row = torch.arange(count, device=problem.b_o.device).unsqueeze(0)
     bounds = row_bounds(single, row, effort)
     best, found = bounds[0][0] - problem.slack, bounds[1]
     search.started, search.domains = True, count
     search.floor = best.clone()
-    chosen = []
+    tops = []
     for polytope in problem.polytope.unique().tolist():
         members = (problem.polytope == polytope).nonzero().squeeze(-1)
-        top = members[best[members].argmax()]
-        if not best[top] > 0:
-            chosen.append(top)
-    if chosen:
-        index = torch.stack(chosen)
+        tops.append(members[best[members].argmax()])
+    if tops:
+        index = torch.stack(tops)
+        is_open = ~(best[index] > 0)
+        index = index if search.log is not None else index[is_open]
         u = problem.unstable
         cuts = (None, None) if single.is_relu else (problem.lower.expand(len(index), u).clone(), problem.upper.expand(len(index), u).clone())
-        search.frontier.push(DomainBatch(
+        roots = DomainBatch(
             index, best[index] + problem.slack[index], torch.zeros_like(index, dtype=torch.int16), problem.split.expand(len(index), u).clone(),
             pack_alpha(found.alpha[0, index]), pack_beta(found.beta[0, index]), *cuts,
-        ))
+        )
+        if search.log is not None:
+            roots = search.log.open_roots(roots).take(is_open.nonzero().squeeze(-1))
+        if len(roots):
+            search.frontier.push(roots)
 
 
 def row_bounds(single: Stack, row: Tensor, effort: Effort) -> tuple[Tensor, Multipliers, Tensor]:
@@ -139,7 +166,8 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         left, closed = sum(len(s.frontier) for s in active), sum(s.closed for s in searches)
         listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), left, closed))
         for search in active:
-            search.full |= search.frontier.nbytes() > config.frontier_bytes
+            logged = 0 if search.log is None else search.log.nbytes()
+            search.full |= search.frontier.nbytes() + logged > config.frontier_bytes
 
 
 def _group(active: list[Search], size: int) -> list[Search]:
@@ -166,6 +194,8 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
     if not bool(useful.any()):
         return
     kids = children(shared, work, neuron)
+    if work.id is not None:
+        kids = replace(kids, id=log_split(group, shared, work, neuron, useful))
     best, multipliers, corner = bound_children(shared, kids, config)
     better = torch.maximum(best, kids.lower)
     kids = replace(kids, lower=better, multipliers=multipliers)
@@ -176,7 +206,20 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
 
 
 def bound_children(shared: Stack, kids: Work, config: BabConfig) -> tuple[Tensor, Multipliers, Tensor]:
-    return optimise(shared, kids.rows, kids.domains, kids.multipliers, Effort(config.steps), kids.target)
+    effort = Effort(config.steps, packed=None if kids.id is None else as_packed)
+    return optimise(shared, kids.rows, kids.domains, kids.multipliers, effort, kids.target)
+
+
+def log_split(group: list[Search], shared: Stack, work: Work, neuron: Tensor, useful: Tensor) -> Tensor:
+    """The names of the children `(P, 2K)`, once their searches' logs know them."""
+    names = torch.zeros_like(work.id).repeat_interleave(2, 1)
+    point = split_point(shared, work, neuron)
+    for p, search in enumerate(group):
+        at = useful[p, :work.count[p]].nonzero().squeeze(-1)
+        own = torch.searchsorted(shared.index[p], neuron[p, at])
+        both = torch.stack([2 * at, 2 * at + 1], 1).flatten()
+        names[p, both] = search.log.split(work.id[p, at], own, point[p, at])
+    return names
 
 
 def _settle(search: Search, shared: Stack, kids: Work, p: int, useful: Tensor, corner: Tensor, oracle: Oracle) -> None:
@@ -188,6 +231,8 @@ def _settle(search: Search, shared: Stack, kids: Work, p: int, useful: Tensor, c
     closed = done & real
     search.closed += int(closed.sum())
     search.volume += float((0.5 ** kids.depth[p, :count][closed].to(kids.lower.dtype)).sum())
+    if search.log is not None:
+        search.log.close(unload(shared, kids, p, closed.nonzero().squeeze(-1)))
     keep = (~done & real).nonzero().squeeze(-1)
     if len(keep) == 0:
         return
@@ -218,10 +263,14 @@ def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Ten
             search.frontier.push(unload(shared, work, p, torch.tensor([k], device=work.row.device)))
             continue
         polytope = int(problem.polytope[work.row[p, k]])
-        answer = oracle.leaf(problem, polytope, work.domains.split[p, k][shared.index[p]])
+        split = work.domains.split[p, k][shared.index[p]]
+        answer = oracle.leaf(problem, polytope, split)
         if answer.lower > float(problem.slack.max()):
             search.closed += 1
             search.volume += 0.5 ** int(work.depth[p, k])
+            if search.log is not None:
+                leaf = unload(shared, work, p, torch.tensor([k], device=work.row.device))
+                search.log.close_by_program(leaf, oracle.program(problem, polytope, split))
         elif answer.x is not None and oracle.offer(search.key, polytope, problem.inputs.full(answer.x.unsqueeze(0))):
             search.falsified = True
             return

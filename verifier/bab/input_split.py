@@ -6,8 +6,9 @@ moves the rows most, with and without cancellation, is halved. The minimising co
 """
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,29 +16,52 @@ from torch import Tensor
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.cut import cut
 from verifier.bab.driver import Oracle
+from verifier.bab.log import BoxLog, walk
 from verifier.reduced.boxes import BoxBounds, box_bounds
 from verifier.reduced.problem import ReducedProblem
 from verifier.reduced.restrict import restrict
 
 THINNEST = 1e-6
 """A box is never split below this share of the region's width: it is left open, never called proved."""
+FACE = 0.2
+"""Share of a box's side from which a cut is worth a box of its own in the proof."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """N boxes `lower, upper (N, n)` of one problem; `share (N,)` of the region that each stands for; `id (N,)` names them in a log, None without."""
+
+    problem: ReducedProblem
+    lower: Tensor
+    upper: Tensor
+    share: Tensor
+    id: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def take(self, index: Tensor | slice) -> Boxes:
+        name = None if self.id is None else self.id[index]
+        return replace(self, lower=self.lower[index], upper=self.upper[index], share=self.share[index], id=name)
 
 
 @dataclass(slots=True)
 class InputSearch:
-    """Open boxes of one problem: `parts` holds (problem, lower (N, n), upper (N, n), share), the last one worked on first.
+    """Open boxes of one `problem`: `parts`, the last one worked on first, each of this problem or of one restricted to a box.
 
-    `share` is the part of the region that a box of it covers; `volume` what is closed.
+    `volume`: the share of the region that is closed; `log`: what happened, where a certificate is wanted.
     """
 
     key: int
-    parts: list[tuple[ReducedProblem, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    problem: ReducedProblem
+    parts: list[Boxes] = field(default_factory=list)
     domains: int = 0
     closed: int = 0
     volume: float = 0.0
     falsified: bool = False
     stuck: bool = False
     lowest: float | None = None
+    log: BoxLog | None = None
 
     @property
     def decided(self) -> bool:
@@ -48,12 +72,28 @@ class InputSearch:
         return not self.falsified and not self.stuck and not self.parts
 
     def open_boxes(self) -> int:
-        return sum(len(part[1]) for part in self.parts)
+        return sum(len(part) for part in self.parts)
+
+    def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
+        """A checker refuses this `leaf`, in pre-order, by so much: it is open again, and every one that was closed by no wider margin."""
+        leaves, (lower, _), own = walk(self.log.tree, [0]).leaf, self.log.leaves(), self.problem.polytope == polytope
+        surplus = lower - self.log.raised
+        more = max(float(surplus[leaves[leaf]]), 0.0) + 1.5 * max(lacked, 1e-9)
+        if not math.isfinite(more):
+            self.stuck = True
+            return
+        self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack + more, self.problem.slack))
+        again = leaves[(surplus[leaves] <= more) | (leaves == leaves[leaf])]
+        self.log.raised += more
+        below, above = self.log.boxes(again, self.problem.inputs)
+        share = torch.zeros(len(again), dtype=torch.float64, device=below.device)
+        self.parts.append(Boxes(self.problem, below, above, share, torch.as_tensor(again, device=below.device)))
 
 
-def input_search(key: int, problem: ReducedProblem) -> InputSearch:
+def input_search(key: int, problem: ReducedProblem, log: BoxLog | None = None) -> InputSearch:
     one = torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
-    return InputSearch(key, [(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device))])
+    name = None if log is None else torch.tensor([log.tree.roots(1)], device=one.device)
+    return InputSearch(key, problem, [Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name)], log=log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +109,32 @@ def advance_boxes(search: InputSearch, config: InputSplitConfig, oracle: Oracle,
     """Rounds until the search is decided or the deadline is reached."""
     begin = time.monotonic()
     while search.parts and not search.decided and not deadline.expired():
-        problem, lower, upper, share = search.parts.pop()
-        if problem.unstable > config.shrink_above and bool((upper - lower < 2).any()):
-            _shrink(search, problem, lower, upper, share)
+        part = search.parts.pop()
+        problem = part.problem
+        if problem.unstable > config.shrink_above and bool((part.upper - part.lower < 2).any()):
+            _shrink(search, part)
             continue
         widest = max((block.size for block in problem.blocks), default=1)
         fits = max(1, config.memory_bytes // (16 * max(1, 2 * widest, len(problem.b_o)) * max(1, problem.unstable)))
         size = min(config.batch, fits)
-        if len(lower) > size:
-            search.parts.append((problem, lower[:-size], upper[:-size], share[:-size]))
-            lower, upper, share = lower[-size:], upper[-size:], share[-size:]
-        _round(search, problem, lower, upper, share, oracle)
+        if len(part) > size:
+            search.parts.append(part.take(slice(None, -size)))
+            part = part.take(slice(-size, None))
+        _round(search, part, oracle)
         listener(Progress("input splits", time.monotonic() - begin, search.lowest, search.open_boxes(), search.closed))
 
 
-def _shrink(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, share: Tensor) -> None:
+def _shrink(search: InputSearch, part: Boxes) -> None:
     """Restricts the problem to its last box; the other boxes wait."""
-    if len(lower) > 1:
-        search.parts.append((problem, lower[:-1], upper[:-1], share[:-1]))
-    own = restrict(problem, lower[-1], upper[-1])
-    one = torch.ones_like(lower[-1:])
-    search.parts.append((own, -one, one, share[-1:]))
+    if len(part) > 1:
+        search.parts.append(part.take(slice(None, -1)))
+    last = part.take(slice(-1, None))
+    one = torch.ones_like(last.lower)
+    search.parts.append(replace(last, problem=restrict(part.problem, last.lower[0], last.upper[0]), lower=-one, upper=one))
 
 
-def _round(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, share: Tensor, oracle: Oracle) -> None:
+def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
+    problem, lower, upper, share = part.problem, part.lower, part.upper, part.share
     bounds = box_bounds(problem, lower, upper)
     search.domains += len(lower)
     radius = (upper - lower) / 2
@@ -101,6 +143,8 @@ def _round(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: T
     open_boxes = ~(best > 0).all(1)
     search.closed += int((~open_boxes).sum())
     search.volume += float(share[~open_boxes].sum())
+    if search.log is not None:
+        search.log.close(part.id[~open_boxes], best[~open_boxes].amin(1), torch.cat([f.weight for f in found], 1)[~open_boxes])
     index = open_boxes.nonzero().squeeze(-1)
     if not len(index):
         return
@@ -111,17 +155,55 @@ def _round(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: T
     shut = (best[index] > 0).unsqueeze(-1)
     low = torch.stack([f.low for f in found], 1)[index].masked_fill(shut, torch.inf).amin(1)
     high = torch.stack([f.high for f in found], 1)[index].masked_fill(shut, -torch.inf).amax(1)
-    lower, upper = _remainder(lower[index], upper[index], low, high)
     weight = bounds.spread[index].amax(1) + bounds.a[index].abs().amax(1)
-    left = ~(lower > upper).any(1)
-    search.closed += int((~left).sum())
-    search.volume += float(share[index][~left].sum())
-    if problem.n == 0 or not bool(torch.isfinite(weight * (upper - lower)).all()):
+    part = part.take(index)
+    if search.log is None:
+        lower, upper = _remainder(part.lower, part.upper, low, high)
+        left = ~(lower > upper).any(1)
+        part = replace(part, lower=lower, upper=upper)
+        search.closed += int((~left).sum())
+        search.volume += float(share[index][~left].sum())
+    else:
+        part, left = _cut_off(search, part, low, high)
+    if problem.n == 0 or not bool(torch.isfinite(weight * (part.upper - part.lower)).all()):
         search.stuck = True
     elif bool(left.any()):
-        lower, upper, share = lower[left], upper[left], share[index][left]
-        axis = (weight[left] * (upper - lower)).argmax(1)
-        search.parts.append((problem, *_halve(search, lower, upper, share, axis)))
+        part = part.take(left)
+        axis = (weight[left] * (part.upper - part.lower)).argmax(1)
+        search.parts.append(_halve(search, part, axis))
+
+
+def _cut_off(search: InputSearch, part: Boxes, low: Tensor, high: Tensor) -> tuple[Boxes, Tensor]:
+    """The boxes less what [low, high] around their centres takes off a side, where it is much of it, and which of them are left `(N,)`.
+
+    What is taken off becomes a box of its own: the proof must say why nothing unsafe is there.
+    """
+    lower, upper = part.lower.clone(), part.upper.clone()
+    low, high = _remainder(lower, upper, low, high)
+    left, name = torch.ones(len(part), dtype=torch.bool, device=lower.device), part.id.clone()
+    nothing = low > high
+    for axis in range(part.problem.n):
+        for ends, is_low in ((low, True), (high, False)):
+            gone = left & nothing[:, axis]
+            at = torch.where(gone, (low + high)[:, axis] / 2, ends[:, axis])
+            shaved = at - lower[:, axis] if is_low else upper[:, axis] - at
+            use = (left & (shaved >= FACE * (upper - lower)[:, axis]) & (upper - lower > 0)[:, axis]) | gone
+            if not bool(use.any()):
+                continue
+            where = use.nonzero().squeeze(-1)
+            point = torch.minimum(torch.maximum(at[where], lower[where, axis]), upper[where, axis])
+            kids = search.log.split(name[where], torch.full_like(where, axis), point, part.problem.inputs).view(-1, 2)
+            below, above = upper[where].clone(), lower[where].clone()
+            below[:, axis], above[:, axis] = point, point
+            slab = (lower[where], below, kids[:, 0]) if is_low else (above, upper[where], kids[:, 1])
+            search.parts.append(Boxes(part.problem, *slab[:2], torch.zeros_like(part.share[where]), slab[2]))
+            rest = (above, upper[where], kids[:, 1]) if is_low else (lower[where], below, kids[:, 0])
+            lower[where], upper[where], name[where] = rest
+            done = gone[where]
+            if bool(done.any()):
+                search.parts.append(Boxes(part.problem, rest[0][done], rest[1][done], part.share[where][done], rest[2][done]))
+                left &= ~gone
+    return replace(part, lower=lower, upper=upper, id=name), left
 
 
 def _remainder(lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,15 +221,16 @@ def _rows_of(problem: ReducedProblem, bounds: BoxBounds, polytope: int) -> tuple
     return bounds.middle[:, members] - problem.slack[members], bounds.a[:, members]
 
 
-def _halve(search: InputSearch, lower: Tensor, upper: Tensor, share: Tensor, axis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    at = torch.arange(len(axis), device=axis.device)
+def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
+    lower, upper, share, at = part.lower, part.upper, part.share, torch.arange(len(axis), device=axis.device)
     middle = ((lower + upper) / 2)[at, axis]
     if bool(((upper - lower)[at, axis] < THINNEST).any()):
         search.stuck = True
     left, right = upper.clone(), lower.clone()
     left[at, axis] = middle
     right[at, axis] = middle
-    return torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2
+    name = None if search.log is None else search.log.split(part.id, axis, middle, part.problem.inputs).view(-1, 2).T.flatten()
+    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2, name)
 
 
 def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, row: Tensor, oracle: Oracle) -> bool:

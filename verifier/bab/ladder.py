@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from torch import Tensor
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance, start
 from verifier.bab.input_split import InputSearch, InputSplitConfig, advance_boxes, input_search
-from verifier.bab.neurons import split_neurons
+from verifier.bab.log import BoxLog
+from verifier.bab.neurons import split_neurons, tightened_lemma
+from verifier.bab.work import as_packed
 from verifier.config import BabConfig
-from verifier.reduced.bound import Effort
-from verifier.reduced.problem import ReducedProblem
+from verifier.reduced.bound import Effort, Multipliers
+from verifier.reduced.problem import Block, ReducedProblem
 from verifier.reduced.tighten import tighten
 
 FEW_INPUTS = 20
@@ -37,7 +42,7 @@ ROOT = Effort(20)
 class Outcome:
     """What became of a problem: proved, falsified (the gate has the counterexample) or neither, with the worst open bound.
 
-    `splits`: how often ReLU splits took each neuron, named as in `ReducedProblem.neuron`.
+    `splits`: how often ReLU splits took each neuron, named as in `ReducedProblem.neuron`. `by`: the search that proved it, where that was logged.
     """
 
     proved: bool
@@ -48,6 +53,7 @@ class Outcome:
     stuck: bool = False
     full: bool = False
     splits: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    by: Search | InputSearch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,8 @@ def open_root(search: Search, deadline: Deadline) -> None:
 
 def outcome_of(search: Search, engine: str, domains: int = 0) -> Outcome:
     lower, count, splits = search.lower_bound(), domains + search.domains, dict(search.splits)
-    return Outcome(search.proved, search.falsified, lower, count, engine, search.stuck, search.full, splits)
+    by = search if search.log is not None and search.proved else None
+    return Outcome(search.proved, search.falsified, lower, count, engine, search.stuck, search.full, splits, by)
 
 
 def solve_problem(search: Search, climb: Climb) -> Outcome:
@@ -75,9 +82,18 @@ def solve_problem(search: Search, climb: Climb) -> Outcome:
     return _few_inputs(search, climb) if search.problem.n <= FEW_INPUTS else _relu_splits(search, climb)
 
 
+def go_on(by: Search | InputSearch, climb: Climb) -> Outcome:
+    """Ends a search that has open domains again; one over the neurons that cannot do it soon climbs the ladder instead."""
+    if isinstance(by, InputSearch):
+        _split_inputs(by, climb, climb.deadline.left_s())
+        return outcome_of_boxes(by)
+    advance([by], climb.config, climb.oracle, climb.deadline.sooner(climb.deadline.left_s() / 3), climb.listener)
+    return outcome_of(by, "beta-CROWN") if by.decided and not by.stuck else solve_problem(by, climb)
+
+
 def _few_inputs(search: Search, climb: Climb) -> Outcome:
     """Input splits first; ReLU splits for the longer, the smaller the share of the region that those closed in a second."""
-    boxes = input_search(search.key, search.problem)
+    boxes = input_search(search.key, search.problem, None if search.log is None else BoxLog())
     _split_inputs(boxes, climb, FIRST_TURN_S if search.problem.unstable <= MANY_NEURONS else 0.3 * climb.deadline.left_s())
     if not boxes.decided or boxes.stuck:
         share = 0.7 if boxes.volume == 0 else 0.3 if boxes.volume < VISIBLE else 0.0
@@ -87,8 +103,12 @@ def _few_inputs(search: Search, climb: Climb) -> Outcome:
             if outcome.proved or outcome.falsified or boxes.stuck:
                 return replace(outcome, domains=outcome.domains + boxes.domains)
         _split_inputs(boxes, climb, climb.deadline.left_s())
-    domains, splits = boxes.domains + search.domains, dict(search.splits)
-    return Outcome(boxes.proved, boxes.falsified, boxes.lowest, domains, "input splits", boxes.stuck, splits=splits)
+    return outcome_of_boxes(boxes, search.domains, dict(search.splits))
+
+
+def outcome_of_boxes(boxes: InputSearch, domains: int = 0, splits: Mapping[tuple[int, int], int] = MappingProxyType({})) -> Outcome:
+    by, count = boxes if boxes.log is not None and boxes.proved else None, boxes.domains + domains
+    return Outcome(boxes.proved, boxes.falsified, boxes.lowest, count, "input splits", boxes.stuck, splits=splits, by=by)
 
 
 def _split_inputs(boxes: InputSearch, climb: Climb, seconds: float) -> None:
@@ -112,13 +132,21 @@ def _relu_splits(search: Search, climb: Climb) -> Outcome:
 
 
 def _restart(search: Search, problem: ReducedProblem, climb: Climb) -> Search:
-    again = Search(search.key, problem, splits=search.splits)
+    again = Search(search.key, problem, splits=search.splits, log=None if search.log is None else search.log.after(problem))
     start(again, replace(ROOT, until_s=climb.deadline.at_s))
     return again
 
 
 def _tightened(search: Search, climb: Climb) -> tuple[Search, str]:
-    return _restart(search, tighten(search.problem, Effort(10), climb.deadline), climb), "tightened alpha-CROWN"
+    log = search.log
+    if log is None:
+        return _restart(search, tighten(search.problem, Effort(10), climb.deadline), climb), "tightened alpha-CROWN"
+
+    def note(problem: ReducedProblem, block: Block, bound: Tensor, multipliers: Multipliers) -> None:
+        log.add(tightened_lemma(problem, block, bound, multipliers))
+
+    tightened = tighten(search.problem, Effort(10, packed=as_packed), climb.deadline, note=note)
+    return _restart(search, tightened, climb), "tightened alpha-CROWN"
 
 
 def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
@@ -129,7 +157,7 @@ def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
     seconds, gain, last, budget = FIRST_NEURON_S, 1.0, 0.0, climb.deadline.sooner(NEURON_SHARE * climb.deadline.left_s())
     while gain > WORTHWHILE and not search.decided and 2 * last < budget.left_s():
         before, begin = _missing(search), climb.deadline.left_s()
-        search = _restart(search, split_neurons(search.problem, climb.config, seconds, climb.deadline), climb)
+        search = _restart(search, split_neurons(search.problem, climb.config, seconds, climb.deadline, search.log), climb)
         gain = 1 - _missing(search) / before
         if gain > WORTHWHILE and not search.decided:
             advance([search], climb.config, climb.oracle, climb.deadline.sooner(seconds), climb.listener)

@@ -13,19 +13,27 @@ from torch import Tensor
 
 from verifier.bab.branching import choose
 from verifier.bab.budget import Deadline
-from verifier.bab.domains import DomainBatch
-from verifier.bab.driver import Search, bound_children, start
+from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta
+from verifier.bab.driver import Search, bound_children, log_split, start
+from verifier.bab.log import Lemma, Log
 from verifier.bab.work import children, load, unload
 from verifier.config import BabConfig
-from verifier.reduced.bound import Effort
+from verifier.reduced.bound import Effort, Multipliers
 from verifier.reduced.eliminate import eliminate
-from verifier.reduced.problem import ReducedProblem, Stack, stack
+from verifier.reduced.problem import Block, ReducedProblem, Stack, stack
 from verifier.reduced.products import with_fast_inputs
 from verifier.reduced.tighten import rows_as_problem
 
+VISIBLE = 1e-3
+"""Share of a neuron's interval by which a bound must be better to be a lemma."""
 
-def split_neurons(problem: ReducedProblem, config: BabConfig, seconds_a_block: float, deadline: Deadline) -> ReducedProblem:
+
+def split_neurons(
+    problem: ReducedProblem, config: BabConfig, seconds_a_block: float, deadline: Deadline, log: Log | None = None
+) -> ReducedProblem:
     """The problem with neuron bounds by branch and bound, `seconds_a_block` for each block after the first; newly stable ones eliminated.
+
+    What was shown of the neurons is added to the log's lemmas, where there is one.
 
     Sound: the bound of a row is the minimum over leaves that cover the region.
     """
@@ -33,14 +41,15 @@ def split_neurons(problem: ReducedProblem, config: BabConfig, seconds_a_block: f
         if deadline.expired():
             break
         if problem.blocks[k].size and problem.blocks[k].start:
-            problem = eliminate(split_block(problem, k, config, deadline.sooner(seconds_a_block)))
+            problem = eliminate(split_block(problem, k, config, deadline.sooner(seconds_a_block), log))
     return problem
 
 
-def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: Deadline) -> ReducedProblem:
+def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: Deadline, log: Log | None = None) -> ReducedProblem:
     """The problem with better bounds of block k's neurons, as good as the deadline allows."""
     block = problem.blocks[k]
-    search = Search(k, rows_as_problem(problem, block))
+    rows = rows_as_problem(problem, block)
+    search = Search(k, rows, log=None if log is None else Log(rows))
     start(search, Effort(8, until_s=deadline.at_s))
     bound = search.floor.clone()
     closed = torch.full_like(bound, torch.inf)
@@ -53,7 +62,11 @@ def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: De
             else:
                 _split(search, shared, worst.take(part), config, closed)
     proved = _row_minimum(search, closed, len(bound))
-    bound = torch.maximum(bound, torch.minimum(proved, torch.zeros_like(proved)))
+    proved = torch.minimum(proved, torch.zeros_like(proved))
+    if log is not None:
+        search.log.close(search.frontier.open) if len(search.frontier) else None
+        log.add(block_lemma(problem, block, search.log, torch.maximum(bound, proved), proved > bound))
+    bound = torch.maximum(bound, proved)
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)
     lower[at], upper[at] = torch.maximum(lower[at], bound[:block.size]), torch.minimum(upper[at], -bound[block.size:])
     return problem.with_bounds(lower, upper)
@@ -66,13 +79,19 @@ def _split(search: Search, shared: Stack, worst: DomainBatch, config: BabConfig,
     final = ~useful[0] & ~work.lower[0].isnan()
     closed.scatter_reduce_(0, work.row[0][final], work.lower[0][final], "amin")
     kids = children(shared, work, neuron)
+    if search.log is not None:
+        search.log.close(unload(shared, work, 0, final.nonzero().squeeze(-1)))
+        kids = replace(kids, id=log_split([search], shared, work, neuron, ~final.unsqueeze(0)))
     best, multipliers, _ = bound_children(shared, kids, config)
-    best = torch.maximum(best, kids.lower)
+    if search.log is None:  # a parent's bound holds, but the child's own multipliers do not show it
+        best = torch.maximum(best, kids.lower)
     kids = replace(kids, lower=best, multipliers=multipliers)
     real = ~final.repeat_interleave(2)
     done = (best > kids.target)[0] & real
     search.domains += int(real.sum())
     closed.scatter_reduce_(0, kids.row[0][done], best[0][done], "amin")
+    if search.log is not None:
+        search.log.close(unload(shared, kids, 0, done.nonzero().squeeze(-1)))
     search.frontier.push(unload(shared, kids, 0, (~done & real).nonzero().squeeze(-1)))
 
 
@@ -83,3 +102,25 @@ def _row_minimum(search: Search, closed: Tensor, count: int) -> Tensor:
         own = search.frontier.open
         lowest.scatter_reduce_(0, own.row, own.lower, "amin")
     return lowest - search.problem.slack
+
+
+def block_lemma(problem: ReducedProblem, block: Block, log: Log, bound: Tensor, whole: Tensor) -> Lemma:
+    """What the rows +z and -z of a block, bounded by `bound (2 size,)`, say more than the problem: only bounds that are better by a visible share."""
+    at = slice(block.start, block.end)
+    width = (problem.upper - problem.lower)[at].repeat(2)
+    row = (bound > torch.cat([problem.lower[at], -problem.upper[at]]) + VISIBLE * width).nonzero().squeeze(-1)
+    sign = torch.ones(2 * block.size, dtype=torch.int64, device=row.device)
+    sign[block.size:] = -1
+    return Lemma(log, row, problem.neuron[at].repeat(2, 1)[row], sign[row], whole[row])
+
+
+def tightened_lemma(problem: ReducedProblem, block: Block, bound: Tensor, multipliers: Multipliers) -> Lemma:
+    """The same of rows that were bounded without splits, by `multipliers (1, K, U)` of the first K."""
+    rows, k = rows_as_problem(problem, block), multipliers.alpha.shape[1]
+    log, s = Log(rows), block.start
+    cuts = (None, None) if rows.is_relu else (rows.lower.expand(k, s), rows.upper.expand(k, s))
+    log.open_roots(DomainBatch(
+        torch.arange(k, device=bound.device), bound[:k], torch.zeros(k, dtype=torch.int16, device=bound.device), rows.split.expand(k, s),
+        pack_alpha(multipliers.alpha[0, :, :s]), pack_beta(multipliers.beta[0, :, :s]), *cuts,
+    ))
+    return block_lemma(problem, block, log, bound, torch.zeros_like(bound, dtype=torch.bool))

@@ -16,7 +16,7 @@ from verifier.reduced.problem import RELU, Stack
 class Work:
     """K domains of each of P problems: `row, lower, depth, target (P, K)`; problem p has `count[p]` of them, the rest repeat its first.
 
-    A row is done when its bound exceeds `target`.
+    A row is done when its bound exceeds `target`. `id (P, K)` names the domains in their searches' logs, None where nothing is logged.
     """
 
     row: Tensor
@@ -27,6 +27,7 @@ class Work:
     domains: Domains
     multipliers: Multipliers
     count: tuple[int, ...]
+    id: Tensor | None = None
 
     def repeat(self, times: int) -> Work:
         """Every domain `times` times in a row."""
@@ -35,7 +36,7 @@ class Work:
             again(self.row), again(self.lower), again(self.depth), again(self.target),
             Rows(again(self.rows.wo), again(self.rows.ao), again(self.rows.bo)),
             Domains(again(self.domains.split), again(self.domains.lower), again(self.domains.upper)),
-            Multipliers(again(self.multipliers.alpha), again(self.multipliers.beta)), tuple(times * c for c in self.count),
+            Multipliers(again(self.multipliers.alpha), again(self.multipliers.beta)), tuple(times * c for c in self.count), again(self.id),
         )
 
 
@@ -57,7 +58,8 @@ def load(stack: Stack, batches: list[DomainBatch]) -> Work:
     cuts = (None, None) if stack.is_relu else (_place(stack, [b.cut_lower for b in batches]), _place(stack, [b.cut_upper for b in batches]))
     p = torch.arange(len(row), device=row.device).unsqueeze(1)
     slack = torch.stack([torch.nn.functional.pad(q.slack, (0, stack.b_o.shape[1] - len(q.slack))) for q in stack.problems])
-    return Work(row, lower, depth, slack[p, row], spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), count)
+    names = None if batches[0].id is None else torch.stack([batch.id for batch in batches])
+    return Work(row, lower, depth, slack[p, row], spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), count, names)
 
 
 def _padded(batch: DomainBatch, k: int) -> DomainBatch:
@@ -79,8 +81,14 @@ def unload(stack: Stack, work: Work, p: int, keep: Tensor) -> DomainBatch:
     pick = lambda t: None if t is None else t[p][keep][:, at]  # noqa: E731
     return DomainBatch(
         work.row[p, keep], work.lower[p, keep], work.depth[p, keep], pick(work.domains.split), pack_alpha(pick(work.multipliers.alpha)),
-        pack_beta(pick(work.multipliers.beta)), pick(work.domains.lower), pick(work.domains.upper),
+        pack_beta(pick(work.multipliers.beta)), pick(work.domains.lower), pick(work.domains.upper), None if work.id is None else work.id[p, keep],
     )
+
+
+def as_packed(multipliers: Multipliers) -> Multipliers:
+    """What packing keeps of multipliers: alpha in 255ths, beta in half precision."""
+    alpha, beta = multipliers.alpha, multipliers.beta
+    return Multipliers(unpack_alpha(pack_alpha(alpha), alpha.dtype), pack_beta(beta).to(beta.dtype))
 
 
 def children(stack: Stack, work: Work, neuron: Tensor) -> Work:
@@ -95,14 +103,21 @@ def children(stack: Stack, work: Work, neuron: Tensor) -> Work:
     beta = kids.multipliers.beta.scatter(-1, at, 0.0)
     lower, upper = kids.domains.lower, kids.domains.upper
     if lower is not None:
-        relu = _relu_mask(stack)[neuron].repeat_interleave(2, 1).unsqueeze(-1)
         low, high = lower.gather(-1, at), upper.gather(-1, at)
-        point = torch.where(relu, torch.zeros_like(low), (low + high) / 2)
+        point = split_point(stack, work, neuron).repeat_interleave(2, 1).unsqueeze(-1)
         lower = lower.scatter(-1, at, torch.where(sign > 0, torch.maximum(point, low), low))
         upper = upper.scatter(-1, at, torch.where(sign < 0, torch.minimum(point, high), high))
     return replace(
         kids, depth=kids.depth + 1, domains=Domains(split, lower, upper), multipliers=Multipliers(kids.multipliers.alpha, beta),
     )
+
+
+def split_point(stack: Stack, work: Work, neuron: Tensor) -> Tensor:
+    """Where `neuron (P, K)` is split, `(P, K)`."""
+    if work.domains.lower is None:
+        return torch.zeros_like(work.lower)
+    low, high = (t.gather(-1, neuron.unsqueeze(-1)).squeeze(-1) for t in (work.domains.lower, work.domains.upper))
+    return torch.where(_relu_mask(stack)[neuron], torch.zeros_like(low), (low + high) / 2)
 
 
 def _relu_mask(stack: Stack) -> Tensor:

@@ -57,7 +57,7 @@ class Backward:
 class Effort:
     """How hard to optimise: gradient steps, step lengths for alpha and beta (relative to the rows' size), decay a step; none after `until_s`
 
-    of the monotonic clock.
+    of the monotonic clock. `packed`: what a record keeps of multipliers; bounds are then taken with that, so that what is recorded was bounded.
     """
 
     steps: int
@@ -65,6 +65,7 @@ class Effort:
     beta_step: float = 0.1
     decay: float = 0.9
     until_s: float = math.inf
+    packed: Callable[[Multipliers], Multipliers] | None = None
 
 
 Push = Callable[[Stack, Tensor], Tensor]
@@ -167,11 +168,12 @@ def optimise(stack: Stack, rows: Rows, domains: Domains, start: Multipliers, eff
     alpha, beta, corner = start.alpha.clone(), start.beta.clone(), torch.zeros_like(rows.ao)
     live, current = None, _Ascent(stack, rows, domains, start, effort)
     for step in range(effort.steps + 1):
-        found, planes = current.bound()
+        used = current.used()
+        found, planes = current.bound(used)
         better, at = _record(found.lower, best, live)
         best[:, at] = torch.where(better, found.lower, best[:, at])
-        alpha[:, at] = torch.where(better.unsqueeze(-1), current.alpha, alpha[:, at])
-        beta[:, at] = torch.where(better.unsqueeze(-1), current.beta, beta[:, at])
+        alpha[:, at] = torch.where(better.unsqueeze(-1), used.alpha, alpha[:, at])
+        beta[:, at] = torch.where(better.unsqueeze(-1), used.beta, beta[:, at])
         corner[:, at] = torch.where(better.unsqueeze(-1), found.x, corner[:, at])
         open_rows = (best[:, at] <= target[:, at]).any(0)
         if step == effort.steps or not bool(open_rows.any()) or time.monotonic() > effort.until_s:
@@ -205,9 +207,13 @@ class _Ascent:
         other.m, other.v = self.m[..., keep, :], self.v[..., keep, :]
         return other
 
-    def bound(self) -> tuple[Backward, Planes]:
-        planes = planes_at(self.stack, self.domains, self.fixed, self.alpha)
-        return backward(self.stack, self.rows, self.domains, planes, self.beta), planes
+    def used(self) -> Multipliers:
+        current = Multipliers(self.alpha, self.beta)
+        return current if self.effort.packed is None else self.effort.packed(current)
+
+    def bound(self, used: Multipliers) -> tuple[Backward, Planes]:
+        planes = planes_at(self.stack, self.domains, self.fixed, used.alpha)
+        return backward(self.stack, self.rows, self.domains, planes, used.beta), planes
 
     def step(self, found: Backward, planes: Planes, step: int) -> None:
         z = neuron_values(self.stack, found, planes)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,6 +90,7 @@ class _Builder:
         )
         self.kinds: list[str] = []
         self.sizes: list[int] = []
+        self.calls: Counter[int] = Counter()
 
     def grown(self, value: Value) -> Value:
         """`value` with a zero column for every neuron met since it was computed."""
@@ -180,8 +182,9 @@ class _Builder:
         torch.mul(flat, keep, out=result[:len(flat)])
         result[torch.arange(len(flat), len(flat) + count, device=flat.device), index] = 1
         if count:
-            neuron = torch.stack([torch.full_like(index, node_index), index], 1)
+            neuron = torch.stack([torch.full_like(index, node_index), index + self.calls[node_index] * flat.shape[1]], 1)
             self._append(flat[:, index].T, (lower[index], upper[index]), value.noise[index], kind, neuron)
+        self.calls[node_index] += 1
         size = torch.maximum(activation(kind, lower).abs(), activation(kind, upper).abs())
         return Value(result, value.noise * keep, size).view(*shape)
 

@@ -1,6 +1,7 @@
 """Better bounds of the neurons themselves: every unstable row of a block optimised with alpha (and beta under a split), block after block."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,9 +14,16 @@ from verifier.reduced.planes import Domains, start_alpha
 from verifier.reduced.problem import Block, ReducedProblem, rounding, stack
 from verifier.reduced.products import with_fast_inputs
 
+Note = Callable[[ReducedProblem, Block, Tensor, Multipliers], None]
+"""note(problem, block, bounds (2 size,) of the rows +z and -z, multipliers (1, K, U) of the first K of them; the others have no bound yet)"""
 
-def tighten(problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_bytes: int = 2**30) -> ReducedProblem:
+
+def tighten(
+    problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_bytes: int = 2**30, note: Note | None = None
+) -> ReducedProblem:
     """The problem with optimised bounds of its neurons, newly stable ones eliminated. Stops early, with what it has, at the deadline.
+
+    `note` is told of every block.
 
     Sound: each bound is a lower bound of +z or -z over the problem's region and its own split.
     """
@@ -23,30 +31,38 @@ def tighten(problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_
     first = 0 if bool(problem.split.any()) else 1
     for k in range(first, len(problem.blocks)):
         if problem.blocks[k].size and not deadline.expired():
-            problem = eliminate(tighten_block(problem, problem.blocks[k], effort, deadline, memory_bytes))
+            problem = eliminate(tighten_block(problem, problem.blocks[k], effort, deadline, memory_bytes, note))
     return problem
 
 
-def tighten_block(problem: ReducedProblem, block: Block, effort: Effort, deadline: Deadline, memory_bytes: int) -> ReducedProblem:
+def tighten_block(
+    problem: ReducedProblem, block: Block, effort: Effort, deadline: Deadline, memory_bytes: int, note: Note | None = None
+) -> ReducedProblem:
     """The problem with optimised bounds of one block's neurons."""
     rows, noise = neuron_rows(problem, block), problem.noise[block.start:block.end].repeat(2)
     chunk = max(8, memory_bytes // (64 * (problem.unstable + problem.n + 1)))
-    bound = torch.cat([rows.bo.new_full((0,), 0)] + [
-        rows.bo.new_full((len(part),), -torch.inf) if deadline.expired() else bound_rows(problem, rows.take(part), effort) - noise[part]
-        for part in torch.arange(2 * block.size, device=rows.bo.device).split(chunk)
-    ])
+    bound, found = rows.bo.new_full((2 * block.size,), -torch.inf), []
+    for part in torch.arange(2 * block.size, device=rows.bo.device).split(chunk):
+        if deadline.expired():
+            break
+        own, multipliers = bound_rows(problem, rows.take(part), effort)
+        bound[part] = own - noise[part]
+        if note is not None:
+            found.append(multipliers)
+    if found:
+        note(problem, block, bound, Multipliers(torch.cat([own.alpha for own in found], 1), torch.cat([own.beta for own in found], 1)))
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)
     lower[at], upper[at] = torch.maximum(lower[at], bound[:block.size]), torch.minimum(upper[at], -bound[block.size:])
     return problem.with_bounds(lower, upper)
 
 
-def bound_rows(problem: ReducedProblem, rows: Rows, effort: Effort) -> Tensor:
-    """Optimised lower bounds `(K,)` of rows `(1, K, ...)`, less their rounding."""
+def bound_rows(problem: ReducedProblem, rows: Rows, effort: Effort) -> tuple[Tensor, Multipliers]:
+    """Optimised lower bounds `(K,)` of rows `(1, K, ...)`, less their rounding, and what they are made from."""
     single, k = with_fast_inputs(stack([problem])), rows.bo.shape[1]
     domains = Domains(problem.split.expand(1, k, -1), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper)))
     start = Multipliers(start_alpha(single).unsqueeze(1).expand(1, k, -1), torch.zeros_like(rows.wo))
-    best, _, _ = optimise(single, rows, domains, start, effort, torch.zeros_like(rows.bo))
-    return best[0] - row_rounding(problem, rows)[0]
+    best, multipliers, _ = optimise(single, rows, domains, start, effort, torch.zeros_like(rows.bo))
+    return best[0] - row_rounding(problem, rows)[0], multipliers
 
 
 def row_rounding(problem: ReducedProblem, rows: Rows) -> Tensor:
