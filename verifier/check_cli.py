@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,8 @@ def check(options: CheckOptions) -> bool:
 
     arithmetic = Exact() if options.exact else Rounded()
     try:
-        with _bar() as advance:
+        with _bar() as advance, warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of numbers that overflow: they prove nothing
             report = checked(options.model, options.property, options.certificate, arithmetic, advance)
     except MemoryError:
         raise OutOfMemory(f"This machine has not the memory that {options.certificate} needs: check it on a larger one.") from None

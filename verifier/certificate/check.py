@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from verifier.certificate.arithmetic import Arithmetic, Rounded
@@ -54,7 +55,7 @@ def check(model: str | Path, prop: str | Path, certificate: str | Path, arithmet
             raise CertificateError(f"{head.place} is about {about!r} arithmetic: real and float32 are known.")
         for what, given, own in (("model", model, model_digest(model)), ("property", prop, property_digest(prop))):
             if head.field(what, str) != own:
-                return Report(False, f"It is a certificate for another {what} than {given}: SHA-256 {head.field(what, str):.12}..., not {own:.12}...", about)
+                return Report(False, f"It is a certificate for another {what} than {given}: SHA-256 {head.field(what, str)!r:.13}..., not '{own:.12}...", about)
         graph, stated, leaves, record = load_onnx(model), [], 0, next(records)
         while record.kind == "CASE":
             case = Case(graph, record, about == "float32", arithmetic, len(stated))
@@ -64,8 +65,7 @@ def check(model: str | Path, prop: str | Path, certificate: str | Path, arithmet
                 return Report(False, failures[0].sentence(), about, len(stated), leaves, time.monotonic() - begin, tuple(failures))
         if record is None or record.kind != "DONE" or record.field("cases", int) != len(stated):
             raise CertificateError(f"{certificate} has a record out of place after case {len(stated)}: a CASE, or DONE of {len(stated)} cases, is due.")
-        property_ = read_property(prop)
-        missing = covered(property_, stated)
+        missing = covered(read_property(prop, prod(graph.input_shape), prod(graph.output_shape)), stated)
         return Report(missing is None, missing or "Accepted.", about, len(stated), leaves, time.monotonic() - begin)
 
 

@@ -109,9 +109,9 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record]:
     Raises:
         CertificateError: the bytes are not a certificate, or it is cut, damaged or too large.
     """
-    _check_start(file.read(len(MAGIC) + 4), name)
+    _check_start(_read(file, len(MAGIC) + 4, name), name)
     number = 0
-    while frame := file.read(_FRAME.size):
+    while frame := _read(file, _FRAME.size, name):
         number += 1
         place = f"{name}, record {number}"
         if len(frame) < _FRAME.size:
@@ -125,12 +125,21 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record]:
             raise CertificateError(f"{place} is out of its place: HEAD comes first, and once.")
         if max(packed, size) > MOST_BYTES:
             raise CertificateError(f"{place} declares {max(packed, size) / 1e9:.1f} GB for one record, more than 256 MiB.")
-        yield _record(kind, _unpacked(file, (packed, size, crc), place), place)
+        record = _record(kind, _unpacked(file, (packed, size, crc), place), place)
+        if kind == "DONE" and _read(file, 1, name):
+            raise CertificateError(f"{name} goes on after its DONE record: is it two files in one?")
+        yield record
         if kind == "DONE":
-            if file.read(1):
-                raise CertificateError(f"{name} goes on after its DONE record: is it two files in one?")
             return
+        del record  # not held while the next is read
     raise CertificateError(f"{name} was cut: it ends after {number} records without DONE.")
+
+
+def _read(file: BinaryIO, count: int, place: str) -> bytes:
+    try:
+        return file.read(count)
+    except OSError as error:
+        raise CertificateError(f"{place} cannot be read: {error.strerror or error}.") from None
 
 
 def _check_start(start: bytes, name: str) -> None:
@@ -154,7 +163,7 @@ def _unpacked(file: BinaryIO, frame: tuple[int, int, int], place: str) -> memory
     left, size, crc = frame
     unpacker, payload, sum_ = zlib.decompressobj(), bytearray(), 0
     while left:
-        piece = file.read(min(left, _CHUNK))
+        piece = _read(file, min(left, _CHUNK), place)
         if not piece:
             raise _cut(place)
         left -= len(piece)
