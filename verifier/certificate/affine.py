@@ -167,10 +167,10 @@ def _slice(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:
     return value
 
 
-def _pad(node: Node, inputs: list[np.ndarray], weigh: Weigh, fill: float = 0.0) -> np.ndarray:
+def _pad(node: Node, inputs: list[np.ndarray], weigh: Weigh, fill: float = 0) -> np.ndarray:
     pads, n = node.attributes["pads"], len(node.shape)
     value = inputs[0][(slice(None), *(slice(max(0, -pads[i]), size - max(0, -pads[n + i])) for i, size in enumerate(inputs[0].shape[1:])))]
-    return np.pad(value, [(0, 0), *((max(0, pads[i]), max(0, pads[n + i])) for i in range(n))], constant_values=weigh(fill).item())
+    return np.pad(value, [(0, 0), *((max(0, pads[i]), max(0, pads[n + i])) for i in range(n))], constant_values=fill)
 
 
 def _gather(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:

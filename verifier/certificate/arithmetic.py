@@ -59,6 +59,7 @@ class Exact:
 
 
 Arithmetic = Rounded | Exact
+FLOAT64 = Rounded()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +38,6 @@ class Rows:
     a: np.ndarray
     b: np.ndarray
     slack: np.ndarray
-
-    @staticmethod
-    def empty(u: int, n: int, arithmetic: Arithmetic) -> Rows:
-        return Rows(*(np.zeros(shape, arithmetic.dtype) for shape in ((0, u), (0, n), 0, 0)))
 
     def take(self, index: np.ndarray | slice) -> Rows:
         return Rows(self.w[index], self.a[index], self.b[index], self.slack[index])
@@ -83,10 +80,9 @@ class Problem:
         u, end = len(self.b), len(self.b) + len(name)
         W = np.zeros((end, end), self.W.dtype)
         W[:u, :u], W[u:, :u] = self.W, rows.w
-        joined = (np.concatenate(pair) for pair in ((self.A, rows.a), (self.b, rows.b), (self.noise, rows.slack), (self.lower, lower), (self.upper, upper)))
-        A, b, noise, lower, upper = joined
-        return replace(self, A=A, W=W, b=b, noise=noise, lower=lower, upper=upper, blocks=(*self.blocks, Block(u, end, kind)),
-                       name=np.concatenate([self.name, name]))
+        new = {"A": rows.a, "b": rows.b, "noise": rows.slack, "lower": lower, "upper": upper, "name": name}
+        joined = {key: np.concatenate([getattr(self, key), value]) for key, value in new.items()}
+        return replace(self, W=W, blocks=(*self.blocks, Block(u, end, kind)), **joined)
 
     def with_inputs(self, count: int) -> Problem:
         """With `count` more inputs that no neuron reads yet."""
@@ -116,6 +112,9 @@ class Multipliers(NamedTuple):
     given: np.ndarray | None = None
 
 
+DEFAULT = Multipliers()
+
+
 def activation(kind: str, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The range of s over [lower, upper], rounded outward."""
     if kind == RELU:
@@ -141,16 +140,17 @@ def minimum(kind: str, c: np.ndarray, nu: np.ndarray, lower: np.ndarray, upper: 
     return np.where(convex & (lower < turn) & (turn < upper), -nu * turn / 2, least)
 
 
-def proved(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, nu: np.ndarray, center: np.ndarray | None = None,
-           radius: np.ndarray | None = None) -> np.ndarray:
+def proved(
+    problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, nu: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
     """The rule: lower bounds `(..., K)` of the rows where lower <= z <= upper, for any `nu (..., K, U)`; infinite where an interval is empty.
 
-    The inputs lie in [-1, 1]^n or, where given, in center -+ radius, `(..., n)`, within it.
+    The inputs lie in [-1, 1]^n or in a box within it, given as `inputs`: centre and radius `(..., n)`.
     """
     arithmetic, stop = problem.arithmetic, nu.shape[-1]
     c = np.broadcast_to(rows.w[..., :stop], nu.shape).copy()
     total = rows.b + nu @ problem.b[:stop] - abs(nu) @ problem.noise[:stop]
-    for start, end, kind in problem.blocks:
+    for start, end, _ in problem.blocks:
         if end <= stop:
             c[..., :start] += times(nu[..., start:end], problem.W[start:end, :start])
     for start, end, kind in problem.blocks:
@@ -158,9 +158,10 @@ def proved(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, n
             at = (..., slice(start, end))
             total = total + minimum(kind, c[at], nu[at], lower[at], upper[at]).sum(-1)
     a = rows.a + times(nu, problem.A[:stop])
-    if center is None:
+    if inputs is None:
         total = total - abs(a).sum(-1)
     else:
+        center, radius = inputs
         total = total + (a @ center[..., None])[..., 0] - (abs(a) @ radius[..., None])[..., 0]
     h, size = (part[:stop] for part in problem.sizes)
     terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ size + rows.slack
@@ -190,16 +191,18 @@ def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, g
 
 def times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """rows @ matrix for `rows (..., K, j)`, as one product of two matrices."""
-    return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
+    return (rows.reshape(prod(rows.shape[:-1]), rows.shape[-1]) @ matrix).reshape(*rows.shape[:-1], matrix.shape[1])
 
 
-def bound(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers = Multipliers(), stop: int | None = None,
-          center: np.ndarray | None = None, radius: np.ndarray | None = None) -> np.ndarray:
+def bound(
+    problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers = DEFAULT, stop: int | None = None,
+    inputs: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
     """`proved` with the recipe's multipliers, over the neurons before `stop`."""
     stop = len(problem.b) if stop is None else stop
     nu = recipe(problem, rows, lower, upper, given, stop)
     nu = problem.arithmetic.array(nu) if isinstance(problem.arithmetic, Exact) else nu
-    return proved(problem, rows, lower[..., :stop], upper[..., :stop], nu, center, radius)
+    return proved(problem, rows, lower[..., :stop], upper[..., :stop], nu, inputs)
 
 
 def bound_both_sides(problem: Problem, rows: Rows, index: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:

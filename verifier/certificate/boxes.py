@@ -30,10 +30,10 @@ def box_bounds(problem: Problem, lower: np.ndarray, upper: np.ndarray) -> tuple[
         for part in np.array_split(index, max(1, boxes * len(index) * start // CHUNK)) if start and len(index) else ():
             for sign, side in ((1, low), (-1, high)):
                 rows = problem.neurons(part, np.full(len(part), sign))
-                found = sign * bound(problem, rows, low[:, None], high[:, None], stop=start, center=center, radius=radius)
+                found = sign * bound(problem, rows, low[:, None], high[:, None], stop=start, inputs=(center, radius))
                 side[:, part] = np.maximum(side[:, part], found) if sign > 0 else np.minimum(side[:, part], found)
         least[:, at], most[:, at] = activation(kind, low[:, at], high[:, at])
-    return low, high, bound(problem, problem.rows, low[:, None], high[:, None], center=center, radius=radius)
+    return low, high, bound(problem, problem.rows, low[:, None], high[:, None], inputs=(center, radius))
 
 
 def combined_bound(problem: Problem, weight: np.ndarray, box: tuple[np.ndarray, np.ndarray], neurons: tuple[np.ndarray, np.ndarray]) -> float:
@@ -41,10 +41,12 @@ def combined_bound(problem: Problem, weight: np.ndarray, box: tuple[np.ndarray, 
     center = (box[0] + box[1]) / 2
     radius = problem.arithmetic.up(np.maximum(box[1] - center, center - box[0]))
     rows = problem.rows.combined(problem.arithmetic.array(weight)[None])
-    return bound(problem, rows, neurons[0][None], neurons[1][None], center=center[None], radius=radius[None])[0]
+    return bound(problem, rows, neurons[0][None], neurons[1][None], inputs=(center[None], radius[None]))[0]
 
 
 def narrowed_problem(problem: Problem, lower: np.ndarray, upper: np.ndarray, kept: frozenset[int]) -> Problem:
     """The problem over one sub-box `(n,)`: its neurons' bounds there, without those that they settle."""
     low, high, _ = box_bounds(problem, lower[None], upper[None])
-    return eliminate(replace(problem, lower=np.where(low[0] > high[0], problem.lower, low[0]), upper=np.where(low[0] > high[0], problem.upper, high[0])), kept)
+    empty = low[0] > high[0]
+    bounds = (np.where(empty, whole, part) for whole, part in ((problem.lower, low[0]), (problem.upper, high[0])))
+    return eliminate(replace(problem, **dict(zip(("lower", "upper"), bounds))), kept)

@@ -21,7 +21,7 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is not proved: a polytope of a case, and where: the tree (its number among the case's) and its leaf, None for a polytope without a tree."""
+    """What is not proved: a polytope of a case, and where: the tree (its number among the case's) and its leaf; None for a polytope without one."""
 
     case: int
     polytope: int
@@ -230,13 +230,14 @@ class _Leaves:
             for row in range(start, at.stop):
                 for (k, sign, _), b in zip(own[row], beta[offsets[row]:offsets[row + 1]] if alpha is not None else ()):
                     signed[row - start, k] += sign * float(b)
-            return self._chunk([tree for tree, _ in part[at]], own[at], (None if alpha is None else alpha[at], None if nu is None else nu[at], signed), weight[at])
+            multipliers = (None if alpha is None else alpha[at], None if nu is None else nu[at], signed)
+            return self._chunk([tree for tree, _ in part[at]], own[at], multipliers, weight[at])
 
         with ThreadPoolExecutor(2) as pool:
             return [value for values in pool.map(chunk, range(0, count, size)) for value in values]
 
     def _chunk(self, trees: list[int], paths: list, multipliers: tuple, weight: np.ndarray) -> list:
-        case, problem = self.case, self.case.problem
+        problem = self.case.problem
         there = np.nonzero(self.columns >= 0)[0]
         alpha, nu, beta = multipliers
         low, high = narrowed(problem.lower, problem.upper, paths)
@@ -250,6 +251,8 @@ class _Leaves:
             given = Multipliers(nu=full, given=known)
         if self.about == "neurons":
             index = self.position[self.target[trees, 0]]
+            if not len(problem.b):
+                return [np.inf] * len(trees)
             rows = problem.neurons(np.maximum(index, 0), self.target[trees, 1])
             found = bound(problem, rows, low, high, given, self.stop)
             return np.where(index < 0, np.inf, found).tolist()

@@ -1,7 +1,7 @@
 """The checker: does a certificate prove that a network has a property? docs/certificate.md says what is read and what is proved.
 
-Trusted here: the tree walk, whose leaves cover the region (trees.py), the proof rule (bound.py, smooth.py), the reduced problem (reduce.py, affine.py,
-arithmetic.py), what holds the two together (case.py, boxes.py), the readers (schema.py, property.py) and graph/onnx_load.py, the only part that the
+Trusted here: the tree walk, whose leaves cover the region (trees.py), the proof rule (bound.py, smooth.py), the reduced problem (reduce.py,
+affine.py, arithmetic.py), what holds the two together (case.py, boxes.py), the readers (schema.py, property.py) and graph/onnx_load.py, the only part that the
 prover shares. Nothing of the prover's numbers is.
 """
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from verifier.certificate.arithmetic import Arithmetic, Rounded
+from verifier.certificate.arithmetic import FLOAT64, Arithmetic
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
 from verifier.certificate.schema import CertificateError, Record, open_certificate, read_records
-from verifier.errors import SpecError
 from verifier.graph.ir import Graph
-from verifier.graph.onnx_file import model_digest
+from verifier.graph.onnx_file import computes_in_float32, model_digest, parse_model
 from verifier.graph.onnx_load import load_onnx
 
 Listener = Callable[[float], None]
@@ -38,7 +37,9 @@ class Report:
     failures: tuple[Failure, ...] = ()
 
 
-def check(model: str | Path, prop: str | Path, certificate: str | Path, arithmetic: Arithmetic = Rounded(), listener: Listener = lambda share: None) -> Report:
+def check(
+    model: str | Path, prop: str | Path, certificate: str | Path, arithmetic: Arithmetic = FLOAT64, listener: Listener = lambda share: None
+) -> Report:
     """Whether the certificate proves the property of the model.
 
     Raises:
@@ -55,7 +56,10 @@ def check(model: str | Path, prop: str | Path, certificate: str | Path, arithmet
             raise CertificateError(f"{head.place} is about {about!r} arithmetic: real and float32 are known.")
         for what, given, own in (("model", model, model_digest(model)), ("property", prop, property_digest(prop))):
             if head.field(what, str) != own:
-                return Report(False, f"It is a certificate for another {what} than {given}: SHA-256 {head.field(what, str)!r:.13}..., not '{own:.12}...", about)
+                seen = f"SHA-256 {head.field(what, str)!r:.13}..., not '{own:.12}..."
+                return Report(False, f"It is a certificate for another {what} than {given}: {seen}", about)
+        if about == "float32" and not computes_in_float32(parse_model(model)):
+            return Report(False, f"It speaks of float32 arithmetic, but {model} does not compute in float32 throughout.", about)
         graph, stated, leaves, record = load_onnx(model), [], 0, next(records)
         while record.kind == "CASE":
             case = Case(graph, record, about == "float32", arithmetic, len(stated))
@@ -64,7 +68,7 @@ def check(model: str | Path, prop: str | Path, certificate: str | Path, arithmet
             if failures := case.failures():
                 return Report(False, failures[0].sentence(), about, len(stated), leaves, time.monotonic() - begin, tuple(failures))
         if record is None or record.kind != "DONE" or record.field("cases", int) != len(stated):
-            raise CertificateError(f"{certificate} has a record out of place after case {len(stated)}: a CASE, or DONE of {len(stated)} cases, is due.")
+            raise CertificateError(f"{certificate} has a record out of place: a CASE, or DONE of {len(stated)} cases, is due.")
         missing = covered(read_property(prop, prod(graph.input_shape), prod(graph.output_shape)), stated)
         return Report(missing is None, missing or "Accepted.", about, len(stated), leaves, time.monotonic() - begin)
 
@@ -72,7 +76,7 @@ def check(model: str | Path, prop: str | Path, certificate: str | Path, arithmet
 def check_case(graph: Graph, records: Iterable[Record], deployed: bool, number: int = 0) -> list[Failure]:
     """What the records of one case (CASE first, nothing after the case) leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
     records = iter(records)
-    case = Case(graph, next(records), deployed, Rounded(), number)
+    case = Case(graph, next(records), deployed, FLOAT64, number)
     if case.run(records, lambda: None) is not None:
         raise CertificateError("The records of one case were expected, but others follow.")
     return case.failures()

@@ -1,7 +1,7 @@
 """Graph x input box -> Problem, forwards: what docs/certificate.md calls the reduced problem, in rounded or exact arithmetic.
 
 Every value is carried as columns over (1, symbols), the symbols being the free inputs and the neurons met so far, with an error for each coordinate.
-Under a runtime's arithmetic the rounding errors of a layer's active neurons become symbols too, where they are few: later layers then see how they cancel.
+Under a runtime's arithmetic the rounding errors of a layer's active neurons become symbols too, where they are few: later layers see how they cancel.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from verifier.certificate.affine import Affine, align, is_affine, windows
 from verifier.certificate.arithmetic import Arithmetic, Runtime
-from verifier.certificate.bound import RELU, Block, Problem, Rows, activation, bound_both_sides
+from verifier.certificate.bound import RELU, Problem, Rows, activation, bound_both_sides
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
 
@@ -27,7 +27,10 @@ MOST = 2**30
 
 
 class Value(NamedTuple):
-    """A value over the box: `columns (1 + symbols, *shape)`, off by at most `error`; `size` >= its absolute terms, `most` >= |value|, `(*shape)` each."""
+    """A value over the box: `columns (1 + symbols, *shape)`, off by at most `error`; `size` >= its absolute terms and `most` >= |value|.
+
+    The last three are `(*shape)` each.
+    """
 
     columns: np.ndarray
     error: np.ndarray
@@ -72,7 +75,7 @@ def reduce(graph: Graph, statement: Statement, arithmetic: Arithmetic, runtime: 
 
 
 class _Builder:
-    """The problem as far as it is built. `low, high`: the symbols' ranges; `is_neuron`: which symbols are outputs of neurons, the rest being inputs."""
+    """The problem as far as it is built. `low, high`: the symbols' ranges; `is_neuron`: which of them are outputs of neurons, not inputs."""
 
     def __init__(self, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> None:
         self.statement, self.arithmetic, self.runtime, self.calls = statement, arithmetic, runtime, Counter()
@@ -85,18 +88,18 @@ class _Builder:
         columns[0], columns[np.arange(1, len(columns)), index] = center, radius[index]
         size = arithmetic.up(abs(center) + radius)
         self.source = Value(columns, radius * ~free, size, size)
-        self.free, self.center, self.radius = index, center[index], radius[index]
         self.low, self.high = arithmetic.array(-np.ones(len(index))), arithmetic.array(np.ones(len(index)))
         self.is_neuron = np.zeros(len(index), bool)
         none = np.zeros(0, arithmetic.dtype)
-        self.problem = Problem(arithmetic, np.zeros((0, len(index)), arithmetic.dtype), np.zeros((0, 0), arithmetic.dtype), none, none, none, none, (),
-                               np.zeros(0, int), Rows.empty(0, len(index), arithmetic), index, self.center, self.radius)
+        A, W = np.zeros((0, len(index)), arithmetic.dtype), np.zeros((0, 0), arithmetic.dtype)
+        rows = Rows(W, A, none, none)
+        self.problem = Problem(arithmetic, A, W, none, none, none, none, (), np.zeros(0, int), rows, index, center[index], radius[index])
 
     def grown(self, value: Value) -> Value:
         """`value` with zero columns for the symbols that are new to it."""
         missing = 1 + len(self.low) - len(value.columns)
-        return value if not missing else value._replace(columns=np.concatenate(
-            [value.columns, np.zeros((missing, *value.columns.shape[1:]), value.columns.dtype)]))
+        more = np.zeros((missing, *value.columns.shape[1:]), value.columns.dtype)
+        return value._replace(columns=np.concatenate([value.columns, more])) if missing else value
 
     def apply(self, node: Node, inputs: list[Value]) -> Value:
         """The value of one node, with the runtime's error."""
@@ -131,7 +134,8 @@ class _Builder:
 
     def combined(self, *parts: tuple[np.ndarray | float, Value], shift: np.ndarray | float = 0.0) -> Value:
         """sum of factor * value + shift, exactly up to this arithmetic's rounding; factors broadcast to the values' shape."""
-        factors, values, shift = [self.arithmetic.array(f) for f, _ in parts], [self.grown(v) for _, v in parts], self.arithmetic.array(shift)
+        factors, values = [self.arithmetic.array(f) for f, _ in parts], [self.grown(v) for _, v in parts]
+        shift = self.arithmetic.array(shift)
         columns = sum(f * v.columns for f, v in zip(factors, values))
         columns[0] = columns[0] + shift
         error, size, most = (sum(abs(f) * v[k] for f, v in zip(factors, values)) for k in (1, 2, 3))
@@ -161,17 +165,21 @@ class _Builder:
         return Rows(picked[:, 1:][:, self.is_neuron], picked[:, 1:][:, ~self.is_neuron], picked[:, 0], error[index])
 
     def activate(self, value: Value, kind: str, node: Node) -> Value:
-        """s(value): ReLUs of known sign are substituted, everything else becomes a neuron."""
+        """s(value): ReLUs of known sign are substituted, everything else becomes a neuron.
+
+        A ReLU that reaches no higher than its error is nothing but that error.
+        """
         shape, value = value.error.shape, self.grown(value).view(-1)
         lower, upper, size = self.bounds(value)
         number = np.arange(len(lower)) + self.calls[node.name] * len(lower)
         self.calls[node.name] += 1
         position = np.array([self.statement.names.get((node.name, i), -1) for i in number.tolist()], int)
         active = (lower >= 0) & (kind == RELU)
-        stays = ~(active | ((upper <= 0) & (kind == RELU))) | np.isin(position, list(self.statement.kept))
+        dead = (upper <= 2 * value.error) & (kind == RELU)
+        stays = ~(active | dead) | np.isin(position, list(self.statement.kept))
         active = active & ~stays
         index = np.nonzero(stays)[0]
-        columns, error = value.columns * active, value.error * active
+        columns, error = value.columns * active, np.where(active, value.error, np.where(stays, 0, np.maximum(upper, 0)))
         if self.runtime and 0 < active.sum() <= ERROR_SYMBOLS:
             own = np.nonzero(active & (error > 0))[0]
             columns = np.concatenate([columns, np.zeros((len(own), len(lower)), columns.dtype)])
@@ -199,8 +207,10 @@ class _Builder:
         rows = output @ value.columns.T + given @ source.columns.T
         rows[:, 0] = rows[:, 0] - offset
         size = abs(output) @ value.size + abs(given) @ source.size + abs(offset)
-        slack = abs(output) @ value.error + abs(given) @ source.error + self.arithmetic.room(s.output.shape[1] + s.input.shape[1] + EXTRA_TERMS, size)
-        return replace(self.problem, rows=Rows(rows[:, 1:][:, self.is_neuron], rows[:, 1:][:, ~self.is_neuron], rows[:, 0], self.arithmetic.up(slack)))
+        stated = (abs(output) @ value.most + abs(given) @ source.most + abs(offset)) * array(2.0**-52)  # decimals of the property, as floats
+        terms = output.shape[1] + given.shape[1] + EXTRA_TERMS
+        slack = self.arithmetic.up(stated + abs(output) @ value.error + abs(given) @ source.error + self.arithmetic.room(terms, size))
+        return replace(self.problem, rows=Rows(rows[:, 1:][:, self.is_neuron], rows[:, 1:][:, ~self.is_neuron], rows[:, 0], slack))
 
 
 EXTRA_TERMS = 8
@@ -238,10 +248,9 @@ def _max_pool(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
 
 
 def _product(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
-    """x0 y + y0 x - x0 y0 + ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4: right for any s, x0, y0, the last two as stated by their floats."""
-    x, y = (Value(*(np.broadcast_to(align(part, len(node.shape)), (len(part), *node.shape)) for part in (value.columns, *(p[None] for p in value[1:]))))
-            for value in inputs)
-    x, y = (Value(value.columns, *(part[0] for part in value[1:])) for value in (x, y))
+    """x0 y + y0 (x - x0) + ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4: right for any floats x0, y0 and any power of two s."""
+    wide = lambda part: np.broadcast_to(align(part, len(node.shape)), (len(part), *node.shape))  # noqa: E731
+    x, y = (Value(wide(value.columns), *wide(np.stack(value[1:]))) for value in inputs)
     sides = [[part.reshape(node.shape).astype(np.float64) for part in builder.bounds(value.view(-1))[:2]] for value in (x, y)]
     (x0, y0), (wide_x, wide_y) = ([(u + l) / 2 for l, u in sides], [np.maximum(u - l, 1e-12) for l, u in sides])
     scale = np.exp2(np.rint(np.log2(wide_y / wide_x) / 2))

@@ -53,7 +53,10 @@ def slopes(kind: str, lower: np.ndarray, upper: np.ndarray, alpha: np.ndarray | 
 
 
 def _below(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """The chord's slope where the chord is below the sigmoid, that at the middle where it is convex, else that of the tangent through the upper end."""
+    """The chord's slope where the chord is below the sigmoid; the sigmoid's at the middle where it is convex; else that at the middle of the points
+
+    whose tangents are below it, from the lower end to where the tangent meets the upper end.
+    """
     derivative = lambda z: sigmoid(z) * sigmoid(-z)  # noqa: E731
     wide = upper - lower > 1e-6
     chord = np.where(wide, (sigmoid(upper) - sigmoid(lower)) / np.where(wide, upper - lower, 1), derivative(lower))
@@ -62,5 +65,5 @@ def _below(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         middle = (left + right) / 2
         beyond = sigmoid(middle) + derivative(middle) * (upper - middle) > sigmoid(upper)
         left, right = np.where(beyond, left, middle), np.where(beyond, middle, right)
-    tangent = derivative(left)
+    tangent = derivative((lower + left) / 2)
     return np.where(upper <= 0, derivative((lower + upper) / 2), np.where(derivative(lower) >= chord, chord, tangent))

@@ -156,6 +156,14 @@ def input_type(model: ModelProto) -> np.dtype:
     return np.dtype(np.float64 if input_of(model).type.tensor_type.elem_type == TensorProto.DOUBLE else np.float32)
 
 
+def computes_in_float32(model: ModelProto) -> bool:
+    """Whether a runtime computes in binary32 throughout: the input is float32, and no weight or cast is of a narrower type."""
+    narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    casts = (a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
+    types = {*(tensor.data_type for tensor in model.graph.initializer), *casts}
+    return input_of(model).type.tensor_type.elem_type == TensorProto.FLOAT and not types.intersection(narrow)
+
+
 def output_of(model: ModelProto) -> str:
     """Name of the only output.
 
