@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from verifier.verdict import Verdict
 
 UsageError = typer.BadParameter.__base__  # the class of typer's complaints about options; newer releases do not export it
+_INTERRUPTED = 130
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
@@ -238,14 +239,17 @@ def _size(shape: tuple[int, ...]) -> int:
 def run(arguments: list[str]) -> int:
     """The exit code of the command line `verifier *arguments`."""
     try:
-        return int(app(arguments or ["--help"], prog_name="verifier", standalone_mode=False) or 0)
+        code = int(app(arguments or ["--help"], prog_name="verifier", standalone_mode=False) or 0)
+        if code == _INTERRUPTED:  # newer releases of typer turn an interruption into this code, without a word
+            tell("verifier: interrupted.")
+        return code
     except UsageError as error:
         tell(f"verifier: {error.format_message().rstrip('.')}: see verifier --help.")
     except VerifierError as error:
         tell(f"verifier: {error}")
     except (KeyboardInterrupt, typer.Abort):
         tell("verifier: interrupted.")
-        return 130
+        return _INTERRUPTED
     return 2
 
 
