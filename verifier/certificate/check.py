@@ -1,8 +1,8 @@
 """The checker: does a certificate prove that a network has a property? docs/certificate.md says what is read and what is proved.
 
 Trusted here: the tree walk, whose leaves cover the region (trees.py), the proof rule (bound.py, smooth.py), the reduced problem (reduce.py,
-affine.py, arithmetic.py), what holds the two together (case.py, boxes.py), the readers (schema.py, property.py) and graph/onnx_load.py, the only part that the
-prover shares. Nothing of the prover's numbers is.
+affine.py, arithmetic.py), what holds the two together (case.py, boxes.py), the readers (schema.py, property.py) and graph/onnx_load.py, the only
+part that the prover shares. Nothing of the prover's numbers is.
 """
 from __future__ import annotations
 
