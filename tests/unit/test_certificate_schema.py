@@ -33,7 +33,7 @@ def test_the_bytes_are_those_of_the_page() -> None:
     """docs/certificate.md, "The bytes", written out by hand."""
     text = b'{"cases":0,"arrays":[["a","f4",[2]]]}'
     payload = struct.pack("<I", len(text)) + text + struct.pack("<2f", 1.5, -2.0)
-    packed = zlib.compress(payload)
+    packed = zlib.compress(payload, 3)
     record = b"DONE" + struct.pack("<QQI", len(packed), len(payload), zlib.crc32(packed)) + packed
     whole = as_bytes(HEAD, Record("DONE", {"cases": 0}, {"a": np.array([1.5, -2.0], np.float32)}))
     assert whole.startswith(b"\x89CERT\r\n\x1a\x01\x00\x00\x00HEAD") and whole.endswith(record)
