@@ -79,6 +79,7 @@ _HOME = {
     "device_of": "verifier.solve",
     "Split": "verifier.data.dataset",
     "Perturbation": "verifier.measure.certified",
+    "ProofFolder": "verifier.measure.proofs",
 }
 
 __all__ = sorted([*_HOME, "bounds"])

@@ -13,13 +13,14 @@ from verifier.bab.budget import Listener, silent
 from verifier.config import Config
 from verifier.console import ProgressLine, finite, tell, word
 from verifier.errors import VerifierError
-from verifier.options import AccuracyOptions, Part
+from verifier.options import AccuracyOptions, Norm, Part
 
 if TYPE_CHECKING:
     from verifier.graph.ir import Graph
     from verifier.measure.accuracy import Measured
+    from verifier.measure.proofs import ProofFolder
 
-COLUMNS = ("index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds")
+COLUMNS = ("index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds", "certificate")
 _HEAD = f"{'index':>6} {'label':>6} {'predicted':>9} {'verdict':>8} {'margin':>10} {'PGD margin':>10} {'domains':>8} {'seconds':>8}"
 _PIXELS = (0.0, 1.0)
 
@@ -31,6 +32,7 @@ def measure(options: AccuracyOptions, graph: Graph, config: Config) -> None:
     from verifier.measure.certified import Perturbation
     from verifier.spec.robustness import parse_eps
 
+    proofs = _proofs(options, graph)
     around = Perturbation(parse_eps(options.eps), options.norm.value, _PIXELS)
     dataset = load_dataset(options.data, options.data_dir)
     part = dataset.test if options.split is Part.TEST else dataset.train
@@ -42,7 +44,7 @@ def measure(options: AccuracyOptions, graph: Graph, config: Config) -> None:
         write = stack.enter_context(_rows_file(options.results_file))
         listener, advance = stack.enter_context(_bar(count, options.verbose))
         try:
-            for outcome in measure_accuracy(graph, part.x[:count], part.y[:count], around, config, listener):
+            for outcome in measure_accuracy(graph, part.x[:count], part.y[:count], around, config, listener, proofs):
                 measured.append(outcome)
                 write(outcome)
                 if not options.json:
@@ -59,11 +61,23 @@ def measure(options: AccuracyOptions, graph: Graph, config: Config) -> None:
         print(f"\n{found.sentence()}")
 
 
+def _proofs(options: AccuracyOptions, graph: Graph) -> ProofFolder | None:
+    if options.certificates is None:
+        if options.arithmetic is not None:
+            raise VerifierError("--arithmetic says what certificates speak of: give --certificates DIR too.")
+        return None
+    if options.norm is not Norm.LINF:
+        raise VerifierError(f"Certificates are for boxes, and an {options.norm.value} ball is none: use --norm linf, or no --certificates.")
+    from verifier.measure.proofs import ProofFolder
+
+    return ProofFolder(options.certificates, graph, "real" if options.arithmetic is None else options.arithmetic.value)
+
+
 def _fields(outcome: Measured) -> dict[str, Any]:
     row, verdict = outcome.row, outcome.row.verdict
     values = (
         row.index, row.label, row.predicted, word(verdict), verdict.reason.value, finite(outcome.margin), finite(outcome.pgd_margin),
-        verdict.domains, round(verdict.seconds, 4),
+        verdict.domains, round(verdict.seconds, 4), None if verdict.certificate is None else Path(verdict.certificate).name,
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 

@@ -115,7 +115,7 @@ class AccuracyOptions(RunOptions):
     no_attack: Annotated[bool, typer.Option("--no-attack", help="No search for counterexamples by gradient, so no PGD accuracy.")] = False
     certificates: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", file_okay=False, help="Write properties and proofs there, image-N.vnnlib and image-N.cert; what is there is only checked."),
+        typer.Option(metavar="DIR", file_okay=False, help="Write properties and proofs, image-N.vnnlib and .cert; those found are only checked."),
     ] = None
     arithmetic: Annotated[Arithmetic | None, typer.Option(help="What the certificates prove: see `verifier verify --help` (default real).")] = None
 

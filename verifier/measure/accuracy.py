@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from verifier.config import AttackConfig, Config
 from verifier.graph.ir import Graph
 from verifier.measure.certified import ImageRow, Perturbation, certify
 from verifier.verdict import Reason, Status
+
+if TYPE_CHECKING:
+    from verifier.measure.proofs import ProofFolder
 
 PGD = AttackConfig(restarts=5, steps=40)
 PIECE = 64  # images attacked together: enough to fill a pass, few enough that rows appear soon
@@ -51,7 +55,8 @@ class Measured:
 
 
 def measure_accuracy(
-    graph: Graph, images: np.ndarray, labels: np.ndarray, around: Perturbation, config: Config, listener: Listener = silent
+    graph: Graph, images: np.ndarray, labels: np.ndarray, around: Perturbation, config: Config, listener: Listener = silent,
+    proofs: ProofFolder | None = None,
 ) -> Iterator[Measured]:
     """One outcome an image, in their order; `config.timeout_s` is for each image, and no attack is made where `config.attack` is None.
 
@@ -60,6 +65,7 @@ def measure_accuracy(
     Args:
         images: `(N, *shape)` in their own units.
         labels: `(N,)`.
+        proofs: as for `certify`.
 
     Raises:
         VerifierError: as `certify`.
@@ -73,7 +79,7 @@ def measure_accuracy(
 
     margins: list[float | None] = []
     try:
-        for row in certify(graph, images, labels, around, config, told):
+        for row in certify(graph, images, labels, around, config, told, proofs):
             interrupted |= row.verdict.reason is Reason.INTERRUPTED
             if row.index == len(margins):
                 chosen = slice(row.index, row.index + PIECE)

@@ -25,6 +25,7 @@ from verifier.spec.spec import Spec
 from verifier.verdict import Reason, Status, Verdict
 
 if TYPE_CHECKING:
+    from verifier.measure.proofs import ProofFolder, ProvingSolver
     from verifier.measure.screen import Screen
 
 IMAGE_NAMES = ("x", "images", "x_test", "arr_0")
@@ -150,13 +151,15 @@ def select(index: str | None, count: int) -> list[int]:
 
 
 def certify(
-    graph: Graph, images: np.ndarray, labels: np.ndarray, around: Perturbation, config: Config, listener: Listener = silent
+    graph: Graph, images: np.ndarray, labels: np.ndarray, around: Perturbation, config: Config, listener: Listener = silent,
+    proofs: ProofFolder | None = None,
 ) -> Iterator[ImageRow]:
     """One row an image, in their order, as they are decided; `config.timeout_s` is for each image.
 
     Args:
         images: `(N, *shape)` in their own units, before mean and std.
         labels: `(N,)`.
+        proofs: where a certificate of each VERIFIED is to be; without one no image is VERIFIED then.
 
     Raises:
         ShapeError: an image does not have as many numbers as the network has inputs.
@@ -168,7 +171,7 @@ def certify(
     if not ((labels >= 0) & (labels < n_out)).all():
         raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs: are they its images?")
     predicted = predict(graph, np.stack([ball(x, 0, around, 0.0, n_out).cases[0].lower for x in images]), labels) if len(images) else []
-    solver = _Solver(graph, config, listener)
+    solver = _solver(graph, config, listener, proofs)
     for start in range(0, len(images), SCREENED):
         chunk = range(start, min(start + SCREENED, len(images)))
         decided = {i: _misclassified(predicted[i]) for i in chunk if predicted[i] != labels[i]}
@@ -179,6 +182,14 @@ def certify(
             while next_row in decided:
                 yield ImageRow(next_row, int(labels[next_row]), predicted[next_row], decided[next_row])
                 next_row += 1
+
+
+def _solver(graph: Graph, config: Config, listener: Listener, proofs: ProofFolder | None) -> _Solver | ProvingSolver:
+    if proofs is None:
+        return _Solver(graph, config, listener)
+    from verifier.measure.proofs import ProvingSolver
+
+    return ProvingSolver(proofs, screen_of(graph, config), config, listener)
 
 
 class _Solver:

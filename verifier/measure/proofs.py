@@ -1,0 +1,149 @@
+"""Certified accuracy with a proof for each image: a folder that holds the properties and their certificates, `image-7.vnnlib` and `image-7.cert`.
+
+    a certificate that is there, of this model, property and arithmetic  -> checked again
+    else, where cheap bounds of many images prove it                      -> a certificate without trees: the checker's own root bounds may do
+    else, or where those do not                                           -> the solver, which answers `unsat` only with an accepted certificate
+
+An image counts as certified only if the checker accepted the file that lies in the folder.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from verifier.bab.budget import Deadline, Listener, Progress
+from verifier.certificate.check import check
+from verifier.certificate.emit import Table, case_record
+from verifier.certificate.schema import CertificateError, Record
+from verifier.certificate.write import Writer
+from verifier.config import CertificateConfig, Config
+from verifier.errors import OutOfMemory, OutOfTime, VerifierError
+from verifier.graph.ir import Graph
+from verifier.solve import verify
+from verifier.spec.normal import load_vnnlib
+from verifier.spec.spec import Case, Spec
+from verifier.spec.write import to_vnnlib
+from verifier.verdict import Reason, Status, Verdict
+
+if TYPE_CHECKING:
+    from verifier.measure.screen import Screen
+
+
+class ProofFolder:
+    """Properties and certificates of one network's images, in one arithmetic ("real" or "float32").
+
+    Raises:
+        VerifierError: the network has no file, or the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "real") -> None:
+        if not graph.source:
+            raise VerifierError("Certificates name the network's file, and this network has none: export it as ONNX and load that.")
+        self.folder, self.graph, self.arithmetic = Path(folder), graph, arithmetic
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VerifierError(f"The folder of certificates {folder} cannot be made: {error.strerror or error}.") from None
+
+    def wanted(self, image: int) -> CertificateConfig:
+        """The certificate of an image, and the file of its property."""
+        return CertificateConfig(self.folder / f"image-{image}.cert", self.folder / f"image-{image}.vnnlib", self.arithmetic)
+
+    def state(self, image: int, spec: Spec) -> Spec:
+        """Writes the property, and reads it as the file states it.
+
+        Raises:
+            VerifierError: the property is not one of boxes, or the file cannot be written.
+        """
+        path, text = self.wanted(image).property, to_vnnlib(spec)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            raise VerifierError(f"Cannot write the property {path}: {error.strerror or error}.") from None
+        return load_vnnlib(path, spec.n_in, spec.n_out)
+
+    def discard(self, image: int) -> None:
+        """Without the files of an image that has no proof."""
+        wanted = self.wanted(image)
+        wanted.path.unlink(missing_ok=True)
+        wanted.property.unlink(missing_ok=True)
+
+    def known(self, image: int, spec: Spec) -> Verdict | None:
+        """VERIFIED by the certificate that is there; None where there is none, or none of this property that is accepted."""
+        wanted = self.wanted(image)
+        try:
+            if not wanted.path.is_file() or wanted.property.read_bytes() != to_vnnlib(spec).encode():
+                return None
+            report = check(self.graph.source, wanted.property, wanted.path)
+        except (OSError, CertificateError):
+            return None
+        if not report.accepted or report.arithmetic != self.arithmetic:
+            return None
+        return _proved("certificate", report.seconds, None, wanted)
+
+    def at_root(self, image: int, spec: Spec, engine: str, lower: float, limit_s: float) -> Verdict | None:
+        """VERIFIED where the checker's root bounds prove the property as well; `engine` and `lower` say what proved it before."""
+        begin, wanted = time.monotonic(), self.wanted(image)
+        writer = Writer(wanted, self.graph, spec)
+        try:
+            refused = [failure for case in spec.cases for failure in writer.add([_bare(self.graph, case)], Deadline.after(limit_s))]
+            if refused or writer.finish() is not None:
+                return None
+        except (OutOfTime, OutOfMemory):
+            return None
+        finally:
+            writer.close()
+        return _proved(engine, time.monotonic() - begin, lower, wanted)
+
+
+class ProvingSolver:
+    """Verdicts of images, VERIFIED only with a certificate in the folder; `screen` proves the easy ones at little cost."""
+
+    def __init__(self, proofs: ProofFolder, screen: Screen | None, config: Config, listener: Listener) -> None:
+        self.proofs, self.screen, self.config, self.listener = proofs, screen, config, listener
+
+    def verdicts(self, specs: Mapping[int, Spec]) -> Iterator[dict[int, Verdict]]:
+        """Verdicts by the image's number, as they come."""
+        self.listener(Progress("certificates", 0.0))
+        known = {image: verdict for image, spec in specs.items() if (verdict := self.proofs.known(image, spec)) is not None}
+        yield known
+        waiting = [image for image in specs if image not in known]
+        spent, bounds = dict.fromkeys(waiting, 0.0), {}
+        if waiting and self.screen is not None:
+            self.listener(Progress("bounds of many", 0.0))
+            found = self.screen.prove([specs[image].cases[0] for image in waiting], self.config.timeout_s)
+            spent = dict(zip(waiting, found.seconds.tolist()))
+            bounds = {image: (engine, lower) for image, engine, lower in zip(waiting, found.engine, found.lower.tolist()) if engine}
+        for image in waiting:
+            verdict = self._verdict(image, self.proofs.state(image, specs[image]), bounds.get(image), spent[image])
+            if verdict.status is not Status.VERIFIED:
+                self.proofs.discard(image)
+            yield {image: verdict}
+
+    def _verdict(self, image: int, spec: Spec, bound: tuple[str, float] | None, spent_s: float) -> Verdict:
+        if bound is not None:
+            begin, verdict = time.monotonic(), self.proofs.at_root(image, spec, *bound, self.config.timeout_s)
+            spent_s += time.monotonic() - begin
+            if verdict is not None:
+                return replace(verdict, seconds=spent_s)
+        config = replace(self.config, timeout_s=max(self.config.timeout_s - spent_s, 0.1 * self.config.timeout_s))
+        verdict = verify(self.proofs.graph, spec, config, self.listener, self.proofs.wanted(image))
+        return replace(verdict, seconds=verdict.seconds + spent_s)
+
+
+def _bare(graph: Graph, case: Case) -> Record:
+    """The case without a table of neurons, since no tree will speak of them."""
+    return case_record(case, Table.of(graph, torch.zeros(0, 2)), np.zeros(0, np.uint32))
+
+
+def _proved(engine: str, seconds: float, lower: float | None, wanted: CertificateConfig) -> Verdict:
+    sentence = f"All unsafe sets are unreachable, and {wanted.path} proves it in {wanted.arithmetic} arithmetic."
+    return Verdict(Status.VERIFIED, Reason.PROVED, sentence, seconds, engine=engine, lower_bound=lower, certificate=str(wanted.path))
