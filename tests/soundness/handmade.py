@@ -100,6 +100,25 @@ def _intervals(z: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
+def cast(c: Columns, kind: type) -> Columns:
+    """Every number in another precision."""
+    return Columns(*(getattr(c, name).astype(kind) for name in ("A", "W", "b", "A_o", "W_o", "b_o")), c.names, c.lower.astype(kind), c.upper.astype(kind))
+
+
+def leaf_bounds(c: Columns, tree: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The neurons' intervals on the leaves of a tree in pre-order, all split at 0."""
+    waiting, found = [(c.lower, c.upper)], []
+    for code in tree:
+        lower, upper = waiting.pop()
+        if code < 0:
+            found.append((lower, upper))
+            continue
+        above, below = lower.copy(), upper.copy()
+        above[code], below[code] = 0.0, 0.0
+        waiting += [(lower, below), (above, upper)]
+    return found
+
+
 def bound(c: Columns, rows: np.ndarray, offset: float, nu: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
     """The proof rule of docs/certificate.md without noise, for r = rows @ (x, h) + offset. Any nu gives a bound."""
     n = c.A.shape[1]

@@ -160,7 +160,7 @@ class Case:
         """The point on the problem's own scale of input k; any number would do, as both sides share it."""
         if k < 0:
             raise CertificateError(f"{record.place} splits an input that is fixed.")
-        return (self.arithmetic.array(point) - self.problem.center[k]).item() / self.problem.radius[k]
+        return (self.arithmetic.array([point])[0] - self.problem.center[k]) / self.problem.radius[k]
 
     def _group(self, lower: np.ndarray, upper: np.ndarray, group: range, weight: np.ndarray | None) -> list[tuple[int, int, float]]:
         """(leaf, polytope, bound) of what is not proved on the boxes of consecutive leaves, bounded with a problem over their hull."""

@@ -1,0 +1,75 @@
+"""The rounded checker beside the exact one, step for step: with one and the same vector of multipliers at every bound, the rounded bound is the lower."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.soundness.battery import Subject
+from tests.soundness.proofs import files, judged, whole, write
+from verifier.certificate import bound
+from verifier.certificate.arithmetic import Exact, Rounded
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """`rounded` and `exact` verdicts; `slack`: exact minus rounded bound of every row that the checker bounded; `aligned`: no bound is without its pair."""
+
+    subject: str
+    rounded: str
+    exact: str
+    slack: tuple[float, ...]
+    aligned: bool
+
+
+@contextmanager
+def proved_by(replacement: Any) -> Iterator[None]:
+    """`bound.proved` replaced; whoever calls it looks it up there."""
+    right = bound.proved
+    bound.proved = replacement(right)
+    try:
+        yield
+    finally:
+        bound.proved = right
+
+
+def agreement(subject: Subject, folder: Path) -> Agreement:
+    """Both arithmetics on one certificate. The exact run takes the multipliers of the rounded one, in the order in which they were used."""
+    where = files(subject.net, subject.claims, folder)
+    path = write(whole(where.head(subject.arithmetic), subject.parts, subject.cases), folder / "whole.cert")
+    used: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def recorded(right: Any) -> Any:
+        def run(problem: Any, rows: Any, lower: Any, upper: Any, nu: np.ndarray, *rest: Any) -> np.ndarray:
+            found = right(problem, rows, lower, upper, nu, *rest)
+            used.append((np.array(nu), np.array(found)))
+            return found
+
+        return run
+
+    with proved_by(recorded):
+        rounded = judged(where, path, Rounded())
+    pairs, slack, aligned = iter(list(used)), [], True
+
+    def replayed(right: Any) -> Any:
+        def run(problem: Any, rows: Any, lower: Any, upper: Any, nu: np.ndarray, *rest: Any) -> np.ndarray:
+            nonlocal aligned
+            given, seen = next(pairs, (np.zeros(0), np.zeros(0)))
+            if given.shape != nu.shape:
+                aligned = False
+                return right(problem, rows, lower, upper, nu, *rest)
+            found = right(problem, rows, lower, upper, Exact().array(given), *rest)
+            both = zip(found.ravel().tolist(), seen.ravel().tolist())
+            slack.extend(float(Fraction(e) - Fraction(r)) for e, r in both if e not in (np.inf, -np.inf) and np.isfinite(r))
+            return found
+
+        return run
+
+    with proved_by(replayed):
+        exact = judged(where, path, Exact())
+    return Agreement(f"{subject.name}, {subject.arithmetic}", rounded.verdict, exact.verdict, tuple(slack), aligned and next(pairs, None) is None)

@@ -1,0 +1,189 @@
+"""Mutated certificates: none of a false claim is accepted, and a checker with a hole is caught."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.soundness import battery
+from tests.soundness.battery import Outcome, Subject, outcomes, subjects
+from tests.soundness.exact_truth import holds
+from tests.soundness.mutations import NEVER
+from tests.soundness.proofs import files, judged, whole, write
+from tests.soundness.test_traps import FAMILIES, is_false, verdicts
+from verifier.certificate import bound, case, check, reduce
+from verifier.certificate.arithmetic import Exact, Runtime
+from verifier.certificate.schema import Record
+
+FEW = ("mlp, lemmas", "two polytopes", "boxes", "conv")
+"""Names of subjects that the quick tests mutate."""
+
+
+def chosen(arithmetic: str, seed: int = 0) -> list[Subject]:
+    return [s for s in subjects(seed, arithmetic) if s.name.rsplit(", ", 1)[0] in FEW]
+
+
+def wrong(found: list[Outcome]) -> list[Outcome]:
+    """False proofs, and what no checker may accept whatever the truth."""
+    return [o for o in found if o.verdict == "FALSE" or (o.verdict == "harmless" and o.kind in NEVER)]
+
+
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_the_originals_are_accepted_and_their_twins_are_not(arithmetic: str, tmp_path: Path) -> None:
+    for subject in subjects(0, arithmetic):
+        where = files(subject.net, subject.claims, tmp_path)
+        judgement = judged(where, write(whole(where.head(arithmetic), subject.parts, subject.cases), tmp_path / "whole.cert"))
+        assert all(holds(subject.net, c) for c in subject.claims) == subject.true, subject.name
+        assert judgement.verdict == ("accepted" if subject.true else "rejected"), (subject.name, judgement.sentence)
+
+
+@pytest.mark.parametrize(("arithmetic", "names"), [("real", ("mlp, lemmas", "two polytopes")), ("float32", ("boxes", "conv"))])
+def test_no_mutant_of_a_few_is_a_false_proof(arithmetic: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    some = [s for s in chosen(arithmetic) if s.name.rsplit(", ", 1)[0] in names]
+    found = [o for s in some for o in outcomes(s, tmp_path, 1, 1)]
+    assert wrong(found) == []
+    assert len(found) >= 120 and {"bound", "cover", "form", "bytes", "hash", "harmless"} == {o.verdict for o in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_no_mutant_of_thousands_is_a_false_proof(arithmetic: str, seed: int, tmp_path: Path) -> None:
+    found = [o for s in subjects(seed, arithmetic) for o in outcomes(s, tmp_path, seed, 2)]
+    assert wrong(found) == [] and len(found) > 1500
+
+
+def test_a_mutant_that_is_accepted_is_accepted_by_rationals_too(tmp_path: Path) -> None:
+    subject = next(s for s in subjects(0, "real") if s.name.startswith("mlp, lemmas") and s.true)
+    where = files(subject.net, subject.claims, tmp_path)
+    kept = [(m.kind, judged(m.where, m.certificate, Exact()).verdict) for m in battery.mutants(subject, where, 3, 1)
+            if judged(m.where, m.certificate).verdict == "accepted"]
+    assert len(kept) >= 5 and {verdict for _, verdict in kept} == {"accepted"}, kept
+
+
+# A checker with a hole. Each changes one thing in a module that it is given, and says where the hole should show.
+
+
+def without_noise(patch: pytest.MonkeyPatch) -> None:
+    right = bound.proved
+    patch.setattr(bound, "proved", lambda problem, rows, *rest, **named: right(replace(problem, noise=0 * problem.noise), replace(rows, slack=0 * rows.slack), *rest, **named))
+
+
+def small_errors(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(case, "FLOAT32", Runtime(u=2.0**-34))
+
+
+def without_b(patch: pytest.MonkeyPatch) -> None:
+    right = bound.proved
+    patch.setattr(bound, "proved", lambda problem, *rest, **named: right(replace(problem, b=0 * problem.b), *rest, **named))
+
+
+def one_percent(patch: pytest.MonkeyPatch) -> None:
+    right = bound.proved
+
+    def tighter(*given: Any, **named: Any) -> np.ndarray:
+        value = right(*given, **named)
+        return value + 0.01 * abs(value)
+
+    patch.setattr(bound, "proved", lambda *given, **named: tighter(*given, **named) + 1e-6)
+
+
+def narrow_intervals(patch: pytest.MonkeyPatch) -> None:
+    right = bound.minimum
+    patch.setattr(bound, "minimum", lambda kind, c, nu, lower, upper: right(kind, c, nu, 0.99 * lower, 0.99 * upper))
+
+
+def gap(patch: pytest.MonkeyPatch) -> None:
+    right = case.narrowed
+    apart = lambda paths: [[(e, sign, point + 0.05 * sign) for e, sign, point in path] for path in paths]  # noqa: E731
+    patch.setattr(case, "narrowed", lambda lower, upper, paths: right(lower, upper, apart(paths)))
+
+
+def one_side_only(patch: pytest.MonkeyPatch) -> None:
+    right = bound.minimum
+    patch.setattr(bound, "minimum", lambda kind, c, nu, lower, upper: np.maximum(right(kind, c, nu, lower, lower), right(kind, c, nu, upper, upper)))
+
+
+def skipped_child(patch: pytest.MonkeyPatch) -> None:
+    right = case._Leaves.bounds
+
+    def lenient(self: Any, leaf: Record, part: list) -> list:
+        found = right(self, leaf, part)
+        return found[:-1] + [np.inf] if len(found) > 1 else found
+
+    patch.setattr(case._Leaves, "bounds", lenient)
+
+
+def without_cover(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(check, "covered", lambda *_: None)
+
+
+def without_hashes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(check, "model_digest", lambda path: HASH[0])
+
+
+def any_number(patch: pytest.MonkeyPatch) -> None:
+    right = Record.array
+
+    def forgiving(self: Record, name: str, types: str, shape: tuple) -> np.ndarray:
+        return abs(right(self, name, types, shape)) if name in ("weight", "beta") else right(self, name, types, shape)
+
+    patch.setattr(Record, "array", forgiving)
+
+
+def thin_inputs(patch: pytest.MonkeyPatch) -> None:
+    right = reduce.reduce
+
+    def smaller(graph: Any, statement: Any, *rest: Any) -> Any:
+        middle = (statement.lower + statement.upper) / 2
+        return right(graph, replace(statement, lower=middle + 0.99 * (statement.lower - middle), upper=middle + 0.99 * (statement.upper - middle)), *rest)
+
+    patch.setattr(case, "reduce", smaller)
+
+
+HASH = [""]
+
+HOLES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "the noise dropped": (without_noise, "float32 traps"),
+    "errors of a runtime a thousand times too small": (small_errors, "float32 traps"),
+    "constants of neurons dropped": (without_b, "twins"),
+    "bounds one percent too high": (one_percent, "twins"),
+    "intervals one percent too narrow": (narrow_intervals, "twins"),
+    "a gap between the sides of a split": (gap, "twins"),
+    "the larger end of an interval": (one_side_only, "twins"),
+    "a child of a split skipped": (skipped_child, "twins"),
+    "the box one percent too small": (thin_inputs, "twins"),
+    "the cover not checked": (without_cover, "mutants"),
+    "the model's hash not compared": (without_hashes, "mutants"),
+    "signs of weights ignored": (any_number, "mutants"),
+}
+
+
+def is_red(place: str, folder: Path) -> bool:
+    """Whether one part of the battery finds a false proof, or an acceptance that must never be."""
+    if place == "float32 traps":
+        some = [t for t in islice(FAMILIES["thresholds"](4), 12) if is_false(t, "float32") and t.real]
+        return any(a == "float32" and j.verdict == "accepted" for t in some for a, j in verdicts(t, folder))
+    for subject in (s for arithmetic in ("real", "float32") for seed in (0, 1) for s in subjects(seed, arithmetic)):
+        where = files(subject.net, subject.claims, folder)
+        if place == "twins":
+            path = write(whole(where.head(subject.arithmetic), subject.parts, subject.cases), folder / "twin.cert")
+            if not subject.true and judged(where, path).verdict == "accepted":
+                return True
+        elif subject.true and subject.name.startswith(("two polytopes", "mlp")):
+            HASH[0] = where.head("real")[1]["model"][::-1]
+            if wrong(list(outcomes(subject, folder, 0, 1))):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_hole_turns_the_battery_red(hole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch, place = HOLES[hole]
+    patch(monkeypatch)
+    assert is_red(place, tmp_path)
