@@ -41,7 +41,7 @@ def combined_bound(problem: Problem, weight: np.ndarray, box: tuple[np.ndarray, 
     center = (box[0] + box[1]) / 2
     radius = problem.arithmetic.up(np.maximum(box[1] - center, center - box[0]))
     rows = problem.rows.combined(problem.arithmetic.array(weight)[None])
-    return bound(problem, rows, neurons[0][None], neurons[1][None], inputs=(center[None], radius[None]))[0]
+    return bound(problem, rows, neurons[0][None], neurons[1][None], inputs=(center[None], radius[None])).item()
 
 
 def narrowed_problem(problem: Problem, lower: np.ndarray, upper: np.ndarray, kept: frozenset[int]) -> Problem:
