@@ -23,7 +23,7 @@ from verifier.certificate.emit import Table, case_record
 from verifier.certificate.schema import CertificateError, Record
 from verifier.certificate.write import Writer
 from verifier.config import CertificateConfig, Config
-from verifier.errors import OutOfMemory, OutOfTime, VerifierError
+from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
 from verifier.solve import verify
 from verifier.spec.normal import load_vnnlib
@@ -83,7 +83,7 @@ class ProofFolder:
             if not wanted.path.is_file() or wanted.property.read_bytes() != to_vnnlib(spec).encode():
                 return None
             report = check(self.graph.source, wanted.property, wanted.path)
-        except (OSError, CertificateError):
+        except (OSError, CertificateError, UnsupportedError):
             return None
         if not report.accepted or report.arithmetic != self.arithmetic:
             return None
@@ -97,7 +97,7 @@ class ProofFolder:
             refused = [failure for case in spec.cases for failure in writer.add([_bare(self.graph, case)], Deadline.after(limit_s))]
             if refused or writer.finish() is not None:
                 return None
-        except (OutOfTime, OutOfMemory):
+        except (OutOfTime, OutOfMemory, MemoryError, UnsupportedError):  # the solver meets them too, and says so
             return None
         finally:
             writer.close()
