@@ -53,7 +53,7 @@ def conjunction(seed: int, sizes: tuple[int, ...] = (2, 4, 3, 2), gap: float = G
     return mlp.problem(near_truth(mlp, seed, gap, rows=2))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_every_leaf_of_a_safe_problem_has_a_proof(seed: int) -> None:
     """All 2^U sign patterns, most of them empty: each is proved, by duals or by a ray."""
     problem = conjunction(seed)
@@ -68,7 +68,7 @@ def test_every_leaf_of_a_safe_problem_has_a_proof(seed: int) -> None:
     assert problem.unstable < 3 or empty >= 1
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_leaf_of_a_counterexample_has_none(seed: int) -> None:
     problem = conjunction(seed, gap=-GAP)
     refused = [s for s in product((1, -1), repeat=problem.unstable) if leaf_proof(problem, 0, torch.tensor(s, dtype=torch.int8)) is None]
@@ -139,7 +139,7 @@ def test_an_interval_that_a_split_empties_needs_no_program() -> None:
 
 def test_wrong_signs_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: duals of the other sign lose (nearly) every proof that needs them, and none of what they return is false."""
-    leaves = [(p, torch.tensor(s, dtype=torch.int8)) for p in map(conjunction, range(3)) for s in product((1, -1), repeat=p.unstable)]
+    leaves = [(p, torch.tensor(s, dtype=torch.int8)) for p in map(conjunction, range(2)) for s in product((1, -1), repeat=p.unstable)]
     needs = [(p, s) for p, s in leaves if not bound_of(p, 0, s, np.full(2, 0.5), np.zeros(p.unstable)) > 0]
     program, ray = dual._program, dual._ray
     monkeypatch.setattr(dual, "_program", lambda leaf: None if (found := program(leaf)) is None else (found[0], -found[1]))
