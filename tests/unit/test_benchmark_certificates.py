@@ -10,6 +10,7 @@ import pytest
 from benchmarks.certificates import Answer, Arithmetic, Options, Row, read_rows, run_all, run_command, table
 from benchmarks.rows import Instance
 from tests.small_models import IN_UNIT, absolute_value, vnnlib
+from verifier.certificate.schema import Record, write_header, write_record
 
 SAFE = [Instance("a", "abs.onnx", "never.vnnlib", 60.0, "unsat"), Instance("b", "abs.onnx", "hard.vnnlib", 60.0, "unsat")]
 
@@ -94,7 +95,11 @@ def test_a_rejected_certificate_is_lost_and_says_why(options) -> None:
 def test_a_command_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     absolute_value(tmp_path / "abs.onnx")
     vnnlib(tmp_path / "never.vnnlib", *IN_UNIT, "(<= Y_0 -0.5)")
-    answer = run_command(["verify", str(tmp_path / "abs.onnx"), str(tmp_path / "never.vnnlib"), "--timeout", "20"], 60.0, 1)
-    assert answer.said["verdict"] == "unsat" and answer.wall_s > answer.said["seconds"] >= 0
-    wrong = run_command(["check", *[str(tmp_path / "abs.onnx")] * 3], 60.0, 1)
-    assert wrong.said == {} and wrong.sentence
+    problem, path = [str(tmp_path / "abs.onnx"), str(tmp_path / "never.vnnlib")], tmp_path / "other.cert"
+    with path.open("wb") as file:
+        write_header(file)
+        write_record(file, Record("HEAD", {"arithmetic": "real", "model": "0", "property": "0", "prover": ""}, {}))
+    answer = run_command(["check", *problem, str(path)], 60.0, 1)
+    assert answer.said["accepted"] is False and answer.said["reason"] and answer.wall_s > answer.said["seconds"] >= 0
+    wrong = run_command(["check", *problem, problem[0]], 60.0, 1)
+    assert wrong.said == {} and "not a certificate" in wrong.sentence

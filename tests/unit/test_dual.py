@@ -139,7 +139,7 @@ def test_an_interval_that_a_split_empties_needs_no_program() -> None:
 
 def test_wrong_signs_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: duals of the other sign lose (nearly) every proof that needs them, and none of what they return is false."""
-    leaves = [(p, torch.tensor(s, dtype=torch.int8)) for p in map(conjunction, range(2)) for s in product((1, -1), repeat=p.unstable)]
+    leaves = [(p, torch.tensor(s, dtype=torch.int8)) for p in map(conjunction, range(3)) for s in product((1, -1), repeat=p.unstable)]
     needs = [(p, s) for p, s in leaves if not bound_of(p, 0, s, np.full(2, 0.5), np.zeros(p.unstable)) > 0]
     program, ray = dual._program, dual._ray
     monkeypatch.setattr(dual, "_program", lambda leaf: None if (found := program(leaf)) is None else (found[0], -found[1]))
