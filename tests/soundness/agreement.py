@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.soundness.battery import Subject
 from tests.soundness.proofs import files, judged, whole, write
-from verifier.certificate import bound
+from verifier.certificate import bound, case
 from verifier.certificate.arithmetic import Exact, Rounded
 
 
@@ -29,13 +31,11 @@ class Agreement:
 
 @contextmanager
 def proved_by(replacement: Any) -> Iterator[None]:
-    """`bound.proved` replaced; whoever calls it looks it up there."""
-    right = bound.proved
-    bound.proved = replacement(right)
-    try:
+    """`bound.proved` replaced, and one thread instead of two, so that bounds come in order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bound, "proved", replacement(bound.proved))
+        patch.setattr(case, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
         yield
-    finally:
-        bound.proved = right
 
 
 def agreement(subject: Subject, folder: Path) -> Agreement:
@@ -72,4 +72,5 @@ def agreement(subject: Subject, folder: Path) -> Agreement:
 
     with proved_by(replayed):
         exact = judged(where, path, Exact())
-    return Agreement(f"{subject.name}, {subject.arithmetic}", rounded.verdict, exact.verdict, tuple(slack), aligned and next(pairs, None) is None)
+    aligned = aligned and next(pairs, None) is None
+    return Agreement(f"{subject.name}, {subject.arithmetic}", rounded.verdict, exact.verdict, tuple(slack) if aligned else (), aligned)
