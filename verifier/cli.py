@@ -256,6 +256,8 @@ def run(arguments: list[str]) -> int:
 def main() -> None:
     # Read when torch starts its threads: those that spin while they wait make a shared machine ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read when numpy loads: the checker has its own two threads, and OpenBLAS's would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -6,6 +6,7 @@ have none. The vocabulary is that of graph/ir.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from verifier.certificate.arithmetic import Arithmetic
 from verifier.graph.ir import Node
 
-CHUNK = 2**23
+CHUNK = 2**22
 """Numbers in the patches of one matrix product."""
 
 Weigh = Callable[[Any], Any]
@@ -131,13 +132,17 @@ def _convolved(node: Node, value: np.ndarray, weight: np.ndarray, before: tuple[
     """`(B, 1, C, *spatial)` to `(B, 1, C_out, *outputs)`; each chunk of columns is one matrix product a group."""
     value, group = value[:, 0], node.attributes.get("group", 1)
     own, taps, places = len(weight) // group, prod(weight.shape[1:]), prod(node.shape[2:])
-    parts = []
-    for start in range(0, len(value), max(1, CHUNK // (taps * places * group))):
-        view = windows(value[start:start + max(1, CHUNK // (taps * places * group))], node, weight.shape[2:], before, 0)
+    size, result = max(1, CHUNK // (taps * places * group)), np.empty((len(value), *node.shape), value.dtype)
+
+    def chunk(start: int) -> None:
+        view = windows(value[start:start + size], node, weight.shape[2:], before, 0)
         patches = np.moveaxis(view, 0, -1 - len(node.shape[2:])).reshape(group, taps, -1)
         found = (weight.reshape(group, own, taps) @ patches).reshape(len(weight), -1, places).swapaxes(0, 1)
-        parts.append(found.reshape(-1, *node.shape))
-    return np.concatenate(parts)
+        result[start:start + size] = found.reshape(-1, *node.shape)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(chunk, range(0, len(value), size)))
+    return result
 
 
 def _average(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:

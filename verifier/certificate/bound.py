@@ -7,6 +7,7 @@ returns is not. Letters: K rows, U neurons, n inputs; leading axes broadcast, so
 """
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -18,7 +19,7 @@ from verifier.certificate.arithmetic import Arithmetic, Exact
 from verifier.certificate.smooth import slopes, smooth_minimum
 
 RELU = "relu"
-CHUNK = 2**18
+CHUNK = 2**19
 """Numbers in one array of multipliers: small enough to stay in a processor's cache."""
 
 
@@ -208,13 +209,17 @@ def bound(
 def bound_both_sides(problem: Problem, rows: Rows, index: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
     """Improves `lower` and `upper` at `index`, in place, by the default multipliers; the upper one where the lower one leaves the sign open."""
     size = max(1, CHUNK // max(1, len(problem.b)))
-    for start in range(0, len(index), size):
+
+    def chunk(start: int) -> None:
         own, part = index[start:start + size], rows.take(slice(start, start + size))
         lower[own] = np.maximum(lower[own], bound(problem, part, problem.lower, problem.upper))
         left = ~(lower[own] >= 0)
         if left.any():
             minus = part.take(left).signed(problem.arithmetic.array(-np.ones(int(left.sum()))))
             upper[own[left]] = np.minimum(upper[own[left]], -bound(problem, minus, problem.lower, problem.upper))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(chunk, range(0, len(index), size)))
 
 
 def eliminate(problem: Problem, kept: frozenset[int]) -> Problem:
