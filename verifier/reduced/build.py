@@ -6,7 +6,7 @@ pass over the blocks so far for what that leaves unstable), active neurons keep 
 gets a unit column. This is CROWN with every intermediate layer bounded, and no operation needs a backward rule.
 
 Everything piecewise linear becomes ReLUs: max(a, b) = a + relu(b - a), a clip is two ReLUs, a leaky one a ReLU and a multiple of its input;
-a product of x and y around their centres is dx dy = ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4, with s^2 = width(y)/width(x): two squares.
+a product of x and y around their centres is dx dy = ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4, with s^2 near width(y)/width(x): two squares.
 
 Beside its columns every value carries its noise, what all roundings so far can come to (a running error analysis, Higham ch. 3, with independent
 roundings): it widens the bounds of the rows and stays with the neurons and the specification.
@@ -339,7 +339,7 @@ def _product(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> 
     """x y = x0 y + y0 x - x0 y0 + dx dy around the centres, and dx dy by two squares: no looser than McCormick's planes at equal widths."""
     x, y = (_broadcast(value, node.shape) for value in inputs)
     (x0, wx), (y0, wy) = (_center_and_width(builder, value) for value in (x, y))
-    scale = (wy / wx).sqrt()
+    scale = torch.exp2(((wy / wx).log2() / 2).round())  # a power of two: what a checker of certificates can invert exactly
     dx, dy = builder.combined((1.0, x), shift=-x0), builder.combined((1.0, y), shift=-y0)
     plus = builder.activate(builder.combined((scale, dx), (1 / scale, dy)), "square", index)
     minus = builder.activate(builder.combined((scale, dx), (-1 / scale, dy)), "square", index)
