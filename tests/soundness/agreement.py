@@ -1,4 +1,4 @@
-"""The rounded checker beside the exact one, step for step: with one and the same vector of multipliers at every bound, the rounded bound is the lower."""
+"""The rounded checker beside the exact one, step for step: with the same multipliers at every bound, the rounded bound is the lower one."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -20,7 +20,10 @@ from verifier.certificate.arithmetic import Exact, Rounded
 
 @dataclass(frozen=True)
 class Agreement:
-    """`rounded` and `exact` verdicts; `slack`: exact minus rounded bound of every row that the checker bounded; `aligned`: no bound is without its pair."""
+    """`rounded` and `exact` are verdicts, `slack` is exact minus rounded bound of every row that the checker bounded.
+
+    `aligned`: both arithmetics bounded the same rows. Where they did not, as at intervals that end in 0 exactly, there is no slack to tell.
+    """
 
     subject: str
     rounded: str

@@ -1,7 +1,7 @@
 """The battery: genuine certificates of true claims, their false twins, and mutants of both; what the checker says, held against the exact truth.
 
-An accepted mutant is harmless where the claim that it is about is true (the files say which), and a false proof where it is not. A twin is the best certificate
-that float64 finds for a claim that is false by one float; so every accepted mutant of a twin is a false proof.
+An accepted mutant is harmless where the claim that it is about is true (the files say which), and a false proof where it is not. A twin is the best
+certificate that float64 finds for a claim that is false by one float; so every accepted mutant of a twin is a false proof.
 """
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from tests.soundness import handmade, nets
-from tests.soundness.exact_truth import Claim, Net, holds, smallest
+from tests.soundness.exact_truth import Claim, Net, Step, holds, smallest
 from tests.soundness.handmade import Part, Recipe
 from tests.soundness.mutations import CERTIFICATE, damaged
 from tests.soundness.proofs import Files, Judgement, files, judged, whole, write
 from tests.soundness.traps import claim, just_above, just_below
-from verifier.certificate.arithmetic import Arithmetic, Rounded
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A certificate of claims about a network; `true` says whether they hold. `parts` are the records between HEAD and DONE, `cases` how many CASEs."""
+    """A certificate of claims about a network; `true` says whether they hold. `parts` are the records between HEAD and DONE."""
 
     name: str
     net: Net
@@ -41,8 +40,9 @@ class Subject:
 
 
 def _offsets(made: Claim, shift: dict[tuple[int, int], float]) -> Claim:
-    polytopes = tuple(tuple((row, Fraction(shift.get((p, r), offset))) for r, (row, offset) in enumerate(polytope)) for p, polytope in enumerate(made.polytopes))
-    return replace(made, polytopes=polytopes)
+    """The claim with other offsets, by (polytope, row)."""
+    moved = [[(row, Fraction(shift.get((p, r), offset))) for r, (row, offset) in enumerate(rows)] for p, rows in enumerate(made.polytopes)]
+    return replace(made, polytopes=tuple(map(tuple, moved)))
 
 
 MARGIN = {"real": 1e-7, "float32": 1e-4}
@@ -141,18 +141,29 @@ def _other_files(random: np.random.Generator, subject: Subject, folder: Path) ->
         truth = all(holds(net, c) for c in claims)
         return Mutant(kind, where, write(whole(where.head(subject.arithmetic), parts, subject.cases), folder / "mutant.cert"), truth)
 
-    steps = [replace(s, matrix=nets.single(s.matrix * (1 + 0.01 * random.choice([-1, 1], s.matrix.shape)))) if s.matrix is not None and s.form["op"] != "conv" else s
-             for s in subject.net.steps]
-    yield made("model: weights off by 1 %", Net(subject.net.n_in, tuple(steps)), subject.claims, False)
-    harder = tuple(_offsets(c, {(p, 0): float(polytope[0][1]) + 10.0 ** random.integers(-4, 1) for p, polytope in enumerate(c.polytopes)}) for c in subject.claims)
+    def off(step: Step) -> Step:
+        if step.matrix is None or step.form["op"] == "conv":
+            return step
+        return replace(step, matrix=nets.single(step.matrix * (1 + 0.01 * random.choice([-1, 1], step.matrix.shape))))
+
+    def wider(made: Claim) -> Claim:
+        shares = [Fraction(int(random.integers(1, 9)), 8) for _ in made.upper]
+        return replace(made, upper=tuple(high + (high - low) * share for low, high, share in zip(made.lower, made.upper, shares)))
+
+    yield made("model: weights off by 1 %", Net(subject.net.n_in, tuple(map(off, subject.net.steps))), subject.claims, False)
+    more = {(p, 0): 10.0 ** random.integers(-4, 1) for p in range(8)}
+    harder = tuple(_offsets(c, {(p, 0): float(rows[0][1]) + more[p, 0] for p, rows in enumerate(c.polytopes)}) for c in subject.claims)
     yield made("property: harder, the certificate as it was", subject.net, harder, False)
     yield made("property: harder, the certificate says so", subject.net, harder, True)
-    grown = tuple(replace(c, upper=tuple(high + (high - low) * Fraction(int(random.integers(1, 9)), 8) for low, high in zip(c.lower, c.upper))) for c in subject.claims)
+    grown = tuple(map(wider, subject.claims))
     yield made("property: larger box, the certificate as it was", subject.net, grown, False)
     yield made("property: larger box, the certificate says so", subject.net, grown, True)
 
 
-REASONS = {"hash": r"certificate for another", "bound": r"is not proved", "cover": r"is in no case", "bytes": r"was cut|is damaged|unpacks to|unknown kind|not a certificate|is empty|of version|after its DONE"}
+REASONS = {
+    "hash": r"certificate for another", "bound": r"is not proved", "cover": r"is in no case",
+    "bytes": r"was cut|is damaged|unpacks to|unknown kind|not a certificate|is empty|of version|after its DONE",
+}
 
 
 def reason(judgement: Judgement) -> str:
@@ -170,11 +181,11 @@ class Outcome:
     sentence: str
 
 
-def outcomes(subject: Subject, folder: Path, seed: int, each: int, arithmetic: Arithmetic = Rounded()) -> Iterator[Outcome]:
+def outcomes(subject: Subject, folder: Path, seed: int, each: int) -> Iterator[Outcome]:
     """The mutants of one subject before the checker."""
     where = files(subject.net, subject.claims, folder)
     for mutant in mutants(subject, where, seed, each):
-        judgement = judged(mutant.where, mutant.certificate, arithmetic)
+        judgement = judged(mutant.where, mutant.certificate)
         verdict = reason(judgement) if judgement.verdict != "accepted" else ("harmless" if mutant.true else "FALSE")
         yield Outcome(f"{subject.name}, {subject.arithmetic}{'' if subject.true else ', false twin'}", mutant.kind, verdict, judgement.sentence)
 

@@ -1,7 +1,7 @@
 """The truth about small piecewise linear networks, in rational numbers: every linear piece of the network over a box, by its vertices.
 
-A `Net` is a list of values, each computed from earlier ones. It is the only description of a network in this battery: `onnx_files.py` writes it as a model,
-`pieces` enumerates it exactly, `floats.py` runs it in float32 in several orders. Nothing here imports the verifier.
+A `Net` is a list of values, each computed from earlier ones. It is the only description of a network in this battery: `pieces` enumerates it
+exactly, `nets.save` writes it as a model, `nets.run_float32` runs it in several orders of summation. Nothing here imports the verifier.
 """
 from __future__ import annotations
 
@@ -174,9 +174,10 @@ def holds(net: Net, claim: Claim) -> bool:
 
 
 def smallest(
-    net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction], row: Sequence[Fraction], within: Sequence[tuple[Sequence[Fraction], Fraction]] = (),
+    net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction], row: Sequence[Fraction],
+    within: Sequence[tuple[Sequence[Fraction], Fraction]] = (),
 ) -> tuple[Fraction, tuple[Fraction, ...]]:
-    """min of row @ y over the inputs of the box whose outputs satisfy `within`, coefficients @ y <= offset each; exactly, and where it is attained."""
+    """min of row @ y over the inputs of the box whose outputs satisfy `within` (coefficients @ y <= offset), exactly, and where it is attained."""
     best: tuple[Fraction, tuple[Fraction, ...]] | None = None
     exactly = lambda values: np.array([Fraction(v) for v in values], dtype=object)  # noqa: E731
     for cell, columns in pieces(net, lower, upper):

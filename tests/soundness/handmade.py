@@ -1,7 +1,7 @@
 """Certificates without the verifier: branch and bound on ReLU signs over a `Net`, multipliers from HiGHS's duals, in plain float64.
 
-Every ReLU, and every comparison of a MaxPool, is a neuron; nothing is substituted. A proof that fails is written all the same: of a false claim it is the most
-favourable certificate that there is. The records are (kind, fields, arrays) in the order of docs/certificate.md, between HEAD and DONE.
+Every ReLU, and every comparison of a MaxPool, is a neuron; nothing is substituted. A proof that fails is written all the same: of a false claim it
+is the most favourable certificate that there is. The records are (kind, fields, arrays) in the order of docs/certificate.md, between HEAD and DONE.
 """
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def _intervals(z: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def cast(c: Columns, kind: type) -> Columns:
     """Every number in another precision."""
-    return Columns(*(getattr(c, name).astype(kind) for name in ("A", "W", "b", "A_o", "W_o", "b_o")), c.names, c.lower.astype(kind), c.upper.astype(kind))
+    first = (part.astype(kind) for part in (c.A, c.W, c.b, c.A_o, c.W_o, c.b_o))
+    return Columns(*first, c.names, c.lower.astype(kind), c.upper.astype(kind))
 
 
 def leaf_bounds(c: Columns, tree: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -239,7 +240,7 @@ def certificate(net: Net, claim: Claim, recipe: Recipe = Recipe()) -> tuple[list
 
 
 def boxes(net: Net, claim: Claim, depth: int) -> list[Part]:
-    """One case proved by cutting the free inputs in the middle, one after the other, `depth` times; a mixture of equal parts for polytopes of several rows."""
+    """One case, its widest input cut in the middle `depth` times over; polytopes of several rows get them in equal parts."""
     lower, upper = outward(claim)
     tree: list[int] = []
     points: list[float] = []

@@ -1,6 +1,6 @@
-"""What may be done to a certificate: each mutation takes its records, HEAD and DONE included, and returns others, or None where it has nothing to change.
+"""What may be done to a certificate: a mutation takes its records, HEAD and DONE included, and returns others, or None if it has nothing to change.
 
-A gap between two sides of a split cannot be written in this format, as both share one number: moving it is tried, and leaves a proof of the same cover.
+A gap between two sides of a split cannot be written in this format, as both share one number: that is moved, and leaves a proof of the same cover.
 """
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def swapped_children(random: np.random.Generator, parts: Parts) -> Parts | None:
     middle = _end(tree, start + 1)
     stop = _end(tree, middle)
     order = np.concatenate([np.arange(start + 1), np.arange(middle, stop), np.arange(start + 1, middle), np.arange(stop, len(tree))])
-    return None if np.array_equal(tree[order], tree) else _with(parts, at, **{k: parts[at][2][k][order] for k in ("tree", "point") if k in parts[at][2]})
+    moved = {k: parts[at][2][k][order] for k in ("tree", "point") if k in parts[at][2]}
+    return None if np.array_equal(tree[order], tree) else _with(parts, at, **moved)
 
 
 def pruned(random: np.random.Generator, parts: Parts) -> Parts | None:
@@ -179,6 +180,15 @@ def box_side(lower: float, upper: float) -> Mutation:
     return mutate
 
 
+def flipped_targets(random: np.random.Generator, parts: Parts) -> Parts | None:
+    """A lemma about the other side of its neurons."""
+    found = [k for k, (kind, fields, _) in enumerate(parts) if kind == "TREE" and fields.get("target") == "neurons"]
+    if not found:
+        return None
+    at = int(random.choice(found))
+    return _with(parts, at, target=parts[at][2]["target"] * np.array([1, -1], np.int32))
+
+
 def box_two_ulps(random: np.random.Generator, parts: Parts) -> Parts | None:
     """Every side that is not a point, smaller by two floats (a prover may have written one more than it needs)."""
     at = _pick(random, parts, "CASE")
@@ -210,6 +220,14 @@ def _head(field: str, value: Callable[[str], str]) -> Mutation:
     return lambda random, parts: _fields(parts, 0, **{field: value(parts[0][1][field])})
 
 
+def _another_split(random: np.random.Generator, tree: np.ndarray) -> np.ndarray:
+    """One split of another coordinate, that there may not be."""
+    new, inner = tree.copy(), np.flatnonzero(tree >= 0)
+    if len(inner):
+        new[random.choice(inner)] = random.integers(0, tree.max() + 3)
+    return new
+
+
 _FACTORS = [-1.0, 0.0, 0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 100.0, -1e6]
 _scaled = lambda random, array, index: array[index] * random.choice(_FACTORS)  # noqa: E731
 _constant = lambda *values: lambda random, array, index: random.choice(values)  # noqa: E731
@@ -235,11 +253,11 @@ CERTIFICATE: dict[str, Mutation] = {
     "leaf: another's vector": leaf_rows(lambda r, n: np.where(np.arange(n) == r.integers(n), r.integers(n), np.arange(n)) if n > 1 else []),
     "tree: children exchanged": swapped_children,
     "tree: a subtree pruned": pruned,
-    "tree: a split of another neuron": entry("TREE", "tree", lambda r, a, i: a[i] if a[i] < 0 else r.integers(0, a.max() + 3)),
+    "tree: a split of another neuron": whole_array("TREE", "tree", _another_split),
     "tree: a coordinate that is not": entry("TREE", "tree", _constant(-2, 10**6)),
     "tree: a node dropped": whole_array("TREE", "tree", lambda r, a: np.delete(a, r.integers(len(a)))),
     "tree: a leaf too many": whole_array("TREE", "tree", lambda r, a: np.append(a, np.int32(-1))),
-    "boxes: a split of another input": entry("BOXS", "tree", lambda r, a, i: a[i] if a[i] < 0 else r.integers(0, 4)),
+    "boxes: a split of another input": whole_array("BOXS", "tree", _another_split),
     "boxes: a node dropped": whole_array("BOXS", "tree", lambda r, a: np.delete(a, r.integers(len(a)))),
     "point: moved": moved_point,
     "point: not finite": bad_point,
@@ -265,13 +283,12 @@ CERTIFICATE: dict[str, Mutation] = {
     "case: neurons renamed": whole_array("CASE", "neuron", lambda r, a: r.permutation(a)),
     "case: a neuron that is not": entry("CASE", "neuron", _constant(-1, 10**6)),
     "target: another": entry("TREE", "target", lambda r, a, i: r.integers(-1, 8)),
-    "target: signs flipped": lambda r, parts: None if (at := _pick(r, [("", {}, {}) if p[1].get("target") != "neurons" else p for p in parts], "TREE")) is None
-    else _with(parts, at, target=parts[at][2]["target"] * np.array([1, -1], np.int32)),
+    "target: signs flipped": flipped_targets,
     "records: one removed": records(lambda r, parts, at: parts[:at] + parts[at + 1:]),
     "records: one twice": records(lambda r, parts, at: parts[:at + 1] + parts[at:]),
     "records: two exchanged": records(_swap),
     "records: a STEP": records(lambda r, parts, at: [*parts[:at], ("STEP", {}, {}), *parts[at:]], only=("TREE", "DONE", "STEP")),
-    "records: other number of cases": lambda r, parts: _fields(parts, len(parts) - 1, cases=int(r.choice([0, 3, 7]))) if parts[-1][0] == "DONE" else None,
+    "records: other number of cases": lambda r, parts: _fields(parts, len(parts) - 1, cases=int(r.choice([0, 3, 7]))),
     "head: another model's hash": _head("model", lambda text: text[::-1]),
     "head: another property's hash": _head("property", lambda text: text[::-1]),
     "head: other arithmetic": _head("arithmetic", lambda text: "real" if text == "float32" else "float32"),
@@ -280,9 +297,11 @@ CERTIFICATE: dict[str, Mutation] = {
 
 NEVER = frozenset({
     "nu: not finite", "beta: negative", "beta: one missing", "leaf: a vector dropped", "leaf: a vector too many", "tree: a coordinate that is not",
-    "tree: a leaf too many", "point: not finite", "weight: negative", "weight: not finite", "weight: all zero", "case: box smaller", "case: box smaller by two ulps",
-    "case: box inverted", "case: box not finite", "case: offset lower", "case: a row on inputs", "case: a coefficient", "case: a polytope dropped",
-    "records: other number of cases", "head: another model's hash", "head: another property's hash", "head: unknown arithmetic", "nu: a column too many",
+    "tree: a leaf too many", "point: not finite", "weight: negative", "weight: not finite", "weight: all zero", "case: box smaller",
+    "case: box smaller by two ulps", "case: box inverted", "case: box not finite", "case: offset lower",
+    "case: a row on inputs", "case: a coefficient", "case: a polytope dropped",
+    "records: other number of cases", "head: another model's hash", "head: another property's hash", "head: unknown arithmetic",
+    "nu: a column too many",
     "bytes: cut", "bytes: one flipped",
 })
 """No checker may accept these, whatever the truth. ("weight: all zero" and "a polytope dropped": the subjects have none that the root proves.)"""

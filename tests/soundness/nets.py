@@ -64,8 +64,8 @@ def random_residual(seed: int, n: int = 2, width: int = 3) -> Net:
     """W2 relu(x1 + W1 relu(x1)), x1 = W0 x."""
     random = np.random.default_rng(seed)
     draw = lambda b, a: (random.normal(size=(b, a)) / np.sqrt(a), random.normal(size=b) / 4)  # noqa: E731
-    steps = (affine(0, *draw(width, n)), Step("relu", (1,)), affine(2, *draw(width, width)), Step("add", (1, 3)), Step("relu", (4,)), affine(5, *draw(2, width)))
-    return Net(n, steps)
+    inner = (affine(0, *draw(width, n)), Step("relu", (1,)), affine(2, *draw(width, width)), Step("add", (1, 3)), Step("relu", (4,)))
+    return Net(n, (*inner, affine(5, *draw(2, width))))
 
 
 def random_conv(seed: int, with_pool: bool = False) -> Net:
@@ -92,8 +92,9 @@ def save(net: Net, path: Path) -> Path:
     for number, step in enumerate(net.steps, 1):
         sources = ["x" if s == 0 else f"v{s}" for s in step.sources]
         nodes += _nodes(step, f"v{number}", sources, constants)
-    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, first), helper.make_tensor_value_info(f"v{len(net.steps)}", TensorProto.FLOAT, (1, sizes[-1]))]
-    graph = helper.make_graph(nodes, "battery", ends[:1], ends[1:], [numpy_helper.from_array(v.astype(v.dtype), k) for k, v in constants.items()])
+    shapes = (("x", first), (f"v{len(net.steps)}", (1, sizes[-1])))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes]
+    graph = helper.make_graph(nodes, "battery", ends[:1], ends[1:], [numpy_helper.from_array(v, k) for k, v in constants.items()])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return path
 

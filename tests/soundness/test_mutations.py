@@ -20,7 +20,7 @@ from verifier.certificate import bound, case, check, reduce
 from verifier.certificate.arithmetic import Exact, Runtime
 from verifier.certificate.schema import Record
 
-FEW = ("mlp, lemmas", "two polytopes", "boxes", "conv")
+FEW = ("two polytopes", "boxes", "wide, lemmas")
 """Names of subjects that the quick tests mutate."""
 
 
@@ -42,12 +42,12 @@ def test_the_originals_are_accepted_and_their_twins_are_not(arithmetic: str, tmp
         assert judgement.verdict == ("accepted" if subject.true else "rejected"), (subject.name, judgement.sentence)
 
 
-@pytest.mark.parametrize(("arithmetic", "names"), [("real", ("mlp, lemmas", "two polytopes")), ("float32", ("boxes", "conv"))])
+@pytest.mark.parametrize(("arithmetic", "names"), [("real", ("two polytopes",)), ("float32", ("boxes", "wide, lemmas"))])
 def test_no_mutant_of_a_few_is_a_false_proof(arithmetic: str, names: tuple[str, ...], tmp_path: Path) -> None:
     some = [s for s in chosen(arithmetic) if s.name.rsplit(", ", 1)[0] in names]
     found = [o for s in some for o in outcomes(s, tmp_path, 1, 1)]
     assert wrong(found) == []
-    assert len(found) >= 120 and {"bound", "cover", "form", "bytes", "hash", "harmless"} == {o.verdict for o in found}
+    assert len(found) >= 80 and {"bound", "cover", "form", "bytes", "hash", "harmless"} == {o.verdict for o in found}
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_no_mutant_of_thousands_is_a_false_proof(arithmetic: str, seed: int, tmp
 
 
 def test_a_mutant_that_is_accepted_is_accepted_by_rationals_too(tmp_path: Path) -> None:
-    subject = next(s for s in subjects(0, "real") if s.name.startswith("mlp, lemmas") and s.true)
+    subject = next(s for s in subjects(0, "real") if s.name.startswith("two polytopes") and s.true)
     where = files(subject.net, subject.claims, tmp_path)
     kept = [(m.kind, judged(m.where, m.certificate, Exact()).verdict) for m in battery.mutants(subject, where, 3, 1)
             if judged(m.where, m.certificate).verdict == "accepted"]
@@ -71,7 +71,11 @@ def test_a_mutant_that_is_accepted_is_accepted_by_rationals_too(tmp_path: Path) 
 
 def without_noise(patch: pytest.MonkeyPatch) -> None:
     right = bound.proved
-    patch.setattr(bound, "proved", lambda problem, rows, *rest, **named: right(replace(problem, noise=0 * problem.noise), replace(rows, slack=0 * rows.slack), *rest, **named))
+
+    def bare(problem: Any, rows: Any, *rest: Any) -> np.ndarray:
+        return right(replace(problem, noise=0 * problem.noise), replace(rows, slack=0 * rows.slack), *rest)
+
+    patch.setattr(bound, "proved", bare)
 
 
 def small_errors(patch: pytest.MonkeyPatch) -> None:
@@ -114,7 +118,7 @@ def skipped_child(patch: pytest.MonkeyPatch) -> None:
 
     def lenient(self: Any, leaf: Record, part: list) -> list:
         found = right(self, leaf, part)
-        return found[:-1] + [np.inf] if len(found) > 1 else found
+        return [*found[:-1], np.inf] if len(found) > 1 else found
 
     patch.setattr(case._Leaves, "bounds", lenient)
 
@@ -141,7 +145,8 @@ def thin_inputs(patch: pytest.MonkeyPatch) -> None:
 
     def smaller(graph: Any, statement: Any, *rest: Any) -> Any:
         middle = (statement.lower + statement.upper) / 2
-        return right(graph, replace(statement, lower=middle + 0.99 * (statement.lower - middle), upper=middle + 0.99 * (statement.upper - middle)), *rest)
+        lower, upper = (middle + 0.99 * (side - middle) for side in (statement.lower, statement.upper))
+        return right(graph, replace(statement, lower=lower, upper=upper), *rest)
 
     patch.setattr(case, "reduce", smaller)
 
@@ -169,13 +174,13 @@ def is_red(place: str, folder: Path) -> bool:
     if place == "float32 traps":
         some = [t for t in islice(FAMILIES["thresholds"](4), 12) if is_false(t, "float32") and t.real]
         return any(a == "float32" and j.verdict == "accepted" for t in some for a, j in verdicts(t, folder))
-    for subject in (s for arithmetic in ("real", "float32") for seed in (0, 1) for s in subjects(seed, arithmetic)):
+    for subject in (s for seed in (0, 1) for arithmetic in ("real", "float32") for s in subjects(seed, arithmetic)):
         where = files(subject.net, subject.claims, folder)
         if place == "twins":
             path = write(whole(where.head(subject.arithmetic), subject.parts, subject.cases), folder / "twin.cert")
             if not subject.true and judged(where, path).verdict == "accepted":
                 return True
-        elif subject.true and subject.name.startswith(("two polytopes", "mlp")):
+        elif subject.true and subject.name.startswith("two polytopes"):
             HASH[0] = where.head("real")[1]["model"][::-1]
             if wrong(list(outcomes(subject, folder, 0, 1))):
                 return True

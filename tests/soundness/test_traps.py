@@ -30,7 +30,7 @@ def certificates(trap: Trap) -> Iterator[list[Part]]:
     yield [handmade.case(trap.net, trap.claim, [], [])]
     yield handmade.boxes(trap.net, trap.claim, 3)
     with np.errstate(all="ignore"):
-        for lemmas in (False, True) if max(trap.net.sizes()) < 30 else (False,):
+        for lemmas in (False, True) if max(trap.net.sizes()) <= 12 else (False,):
             try:
                 yield handmade.certificate(trap.net, trap.claim, Recipe(lemmas=lemmas))[0]
             except ValueError as error:  # numbers beyond float64 are no linear program
@@ -59,7 +59,7 @@ def check_family(family: str, count: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_false_claim_is_proved(family: str, tmp_path: Path) -> None:
-    check_family(family, 3, tmp_path)
+    check_family(family, 2, tmp_path)
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def float_bound(trap: Trap, kind: type) -> float:
     lower, upper = handmade.outward(trap.claim)
     (row, offset), = trap.claim.polytopes[0]
     c = handmade.columns(trap.net, lower, upper, np.array([[float(v) for v in row]]), np.array([float(offset)]))
-    tree, weights, nus, _ = handmade.split_tree(c, np.arange(1), Recipe())
+    tree, _, nus, _ = handmade.split_tree(c, np.arange(1), Recipe())
     c = handmade.cast(c, kind)
     rows = np.hstack([c.A_o, c.W_o])[0]
     worst = [handmade.bound(c, rows, c.b_o[0], nu.astype(kind), low, high) for nu, (low, high) in zip(nus, handmade.leaf_bounds(c, tree))]
@@ -109,6 +109,7 @@ def float_bound(trap: Trap, kind: type) -> float:
 @pytest.mark.parametrize(("kind", "arithmetic"), [(np.float32, "real"), (np.float64, "float32")])
 def test_a_float_solver_without_the_checker_proves_false_claims(kind: type, arithmetic: str) -> None:
     """float32 bounds prove what is false over the reals, float64 bounds what is false of float32."""
-    tried = [t for family in ("thresholds", "summation", "boxes") for t in FAMILIES[family](8) if is_false(t, arithmetic) and (arithmetic == "real" or t.real)]
+    drawn = [trap for family in ("thresholds", "summation", "boxes") for trap in FAMILIES[family](6)]
+    tried = [t for t in drawn if is_false(t, arithmetic) and (arithmetic == "real" or t.real)]
     fooled = [trap.name for trap in tried if float_bound(trap, kind) > 0]
     assert len(fooled) >= 5, fooled

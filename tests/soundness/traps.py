@@ -1,8 +1,8 @@
 """Networks and claims made to fool a verifier, each with its truth.
 
-`real` is the truth over the reals, by exact enumeration; `float32` is False where some order of summation violates the claim at a point of the box, which is
-then in `witness`, and None where none is known to. Refs: No Soundness in the Real World (arXiv:2506.01054): the order of summation; SoundnessBench
-(arXiv:2412.03154): counterexamples hidden in the box.
+`real` is the truth over the reals, by exact enumeration; `float32` is False where some order of summation violates the claim at a point of the box,
+which is then in `witness`, and None where none is known to. Refs: No Soundness in the Real World (arXiv:2506.01054): the order of summation;
+SoundnessBench (arXiv:2412.03154): counterexamples hidden in the box.
 """
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Trap:
 
 def claim(lower: Sequence, upper: Sequence, *polytopes: Sequence[tuple[Sequence, float | Fraction]]) -> Claim:
     rational = lambda values: tuple(Fraction(v) for v in values)  # noqa: E731
-    return Claim(rational(lower), rational(upper), tuple(tuple((rational(row), Fraction(offset)) for row, offset in polytope) for polytope in polytopes))
+    rows = [[(rational(row), Fraction(offset)) for row, offset in polytope] for polytope in polytopes]
+    return Claim(rational(lower), rational(upper), tuple(map(tuple, rows)))
 
 
 def above(lower: Sequence, upper: Sequence, offset: float | Fraction, n_out: int = 1) -> Claim:
@@ -112,7 +113,7 @@ def thresholds(seed: int, net: Net, lower: Sequence, upper: Sequence) -> Iterato
 
 def summation() -> Iterator[Trap]:
     """(w + 1) - w is 1, and 0 in float32 where w = 2^24 or more and the sum runs from the left: arXiv:2506.01054's detectors of an environment."""
-    for exponent in (24, 25, 30, 60, 100):
+    for exponent in (24, 30, 100):
         w = 2.0**exponent
         net = mlp([(np.array([[1.0], [1.0], [1.0]]), np.zeros(3)), (np.array([[w, 1.0, -w]]), np.zeros(1))])
         yield at(Trap(f"(w + 1) - w, w = 2^{exponent}", net, above([1], [1], 0.5), True), (1.0,))
@@ -128,7 +129,7 @@ def summation() -> Iterator[Trap]:
 
 def scales() -> Iterator[Trap]:
     """Huge and tiny weights, cancelling pairs, numbers near both ends of float32."""
-    for e in (10, 20, 30, 38):
+    for e in (10, 20, 38):
         big, small = 10.0**e, 10.0**-e
         net = mlp([(np.array([[big], [-big]]), np.array([0.0, 1.0])), (np.array([[small, -small]]), np.zeros(1))])
         least, x = smallest(net, [-1], [1], [1])
@@ -145,7 +146,7 @@ def scales() -> Iterator[Trap]:
     yield Trap("beyond float64: 1e380", deep, above([0], [1], 0.0), False)
     deep = mlp([(np.array([[1e-38]]), np.zeros(1))] * 10 + [(np.array([[-1.0]]), np.zeros(1))])
     yield Trap("below float64: -1e-380 <= 0", deep, above([0], [1], -0.0), False)
-    tiny = mlp([(np.array([[1e-38]]), np.zeros(1)), (np.array([[1e-38]]), np.zeros(1)), (np.array([[1e38]]), np.zeros(1)), (np.array([[1e38]]), np.zeros(1))])
+    tiny = mlp([(np.array([[weight]]), np.zeros(1)) for weight in (1e-38, 1e-38, 1e38, 1e38)])
     yield at(Trap("underflow: 1 through 1e-76 is 0 in float32", tiny, above([1], [1], 0.5), True), (1.0,))
 
 
@@ -161,7 +162,8 @@ def boxes() -> Iterator[Trap]:
     least = float(np.nextafter(0.0, 1.0))
     for name, scale in (("1e38", 1e38), ("1", 1.0)):
         net = mlp([(np.array([[scale]]), np.zeros(1)), (np.array([[-scale]]), np.zeros(1))])
-        yield Trap(f"a denormal box, weights {name}: false", net, above([0], [least], just_above(-Fraction(float(np.float32(scale)))**2 * Fraction(least))), False)
+        reached = -(Fraction(float(np.float32(scale))) ** 2) * Fraction(least)
+        yield Trap(f"a denormal box, weights {name}: false", net, above([0], [least], just_above(reached)), False)
     net = nets.random_mlp(5, (2, 4, 1))
     for seed in range(3):
         point = single(np.random.default_rng(seed).uniform(-1, 1, 2))
@@ -186,7 +188,8 @@ def decimals() -> Iterator[Trap]:
         exact_value = value - rest
         if near < exact_value <= number:
             wanted = above([1] * 4, [1] * 4, number)
-            text_ = "".join(f"(declare-const X_{i} Real)(assert (= X_{i} 1.0))" for i in range(4)) + f"(declare-const Y_0 Real)(assert (<= Y_0 {text}))"
+            inputs = "".join(f"(declare-const X_{i} Real)(assert (= X_{i} 1.0))" for i in range(4))
+            text_ = f"{inputs}(declare-const Y_0 Real)(assert (<= Y_0 {text}))"
             yield Trap(f"between float({text}) and {text}", net, wanted, False, text=text_)
     net = mlp([(np.array([[1.0]]), np.zeros(1)), (np.array([[-1.0]]), np.zeros(1))])
     number = Fraction(11, 10)
