@@ -39,7 +39,7 @@ def solver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module in the place of `verifier.solve`; a test sets `answer`, the solver's function of (config, listener)."""
     fake = ModuleType("verifier.solve")
     fake.answer = lambda config, listener: PROVED
-    fake.verify = lambda graph, spec, config, listener: fake.answer(config, listener)
+    fake.verify = lambda graph, spec, config, listener, certificate: fake.answer(config, listener)
     fake.verify_many = lambda graph, specs, config, listener: [fake.answer(config, listener) for _ in specs]
     monkeypatch.setitem(sys.modules, "verifier.solve", fake)
     monkeypatch.setattr(verifier, "solve", fake, raising=False)

@@ -62,22 +62,18 @@ class Walk:
     depth: np.ndarray
     path: np.ndarray
 
-    @staticmethod
-    def joined(walks: list[Walk]) -> Walk:
-        """One after the other."""
-        return Walk(*(np.concatenate([getattr(own, name) for own in walks]) for name in ("what", "point", "leaf", "depth", "path")))
 
-
-def walk(tree: Tree, roots: list[int]) -> Walk:
-    """The trees of these roots, one after the other."""
-    split_by, split_at, child = (array.tolist() for array in tree.arrays())
+def walk(tree: Tree, roots: list[int], ends: np.ndarray | None = None) -> Walk:
+    """The trees of these roots, one after the other; regions where `ends (count,)` holds are taken for leaves."""
+    by, at, children = tree.arrays()
+    split_by, split_at, child = (by if ends is None else np.where(ends, LEAF, by)).tolist(), at.tolist(), children.tolist()
     what, point, leaf, depth, path = [], [], [], [], []
     for root in roots:
         stack: list[tuple[int, tuple]] = [(root, ())]
         while stack:
             region, above = stack.pop()
             what.append(split_by[region])
-            point.append(split_at[region])
+            point.append(split_at[region] if split_by[region] != LEAF else 0.0)
             if split_by[region] == LEAF:
                 leaf.append(region)
                 own = []
@@ -89,21 +85,19 @@ def walk(tree: Tree, roots: list[int]) -> Walk:
             else:
                 inner = (above, split_by[region])
                 stack += [(child[region] + 1, inner), (child[region], inner)]
-    return Walk(*(np.array(values, int) if values is not point else np.array(values) for values in (what, point, leaf, depth, path)))
+    return Walk(np.array(what, int), np.array(point, float), np.array(leaf, int), np.array(depth, int), np.array(path, int))
 
 
 @dataclass(frozen=True, slots=True)
 class Lemma:
     """Bounds of one block's neurons: row `row[t]` of `log.problem` is sign * z of the neuron named `neuron[t]`; `row, sign (T,)`, `neuron (T, 2)`.
-
-    `whole (T,)`: its tree proves the bound; elsewhere the root alone proves more.
+    Every domain of its trees was closed, with its own bound: the part of a tree that proves no more than its root is left out.
     """
 
     log: Log
     row: Tensor
     neuron: Tensor
     sign: Tensor
-    whole: Tensor
 
 
 Step = None
@@ -161,6 +155,17 @@ class Log:
 
     def nbytes(self) -> int:
         return self.size + self.tree.nbytes()
+
+    def enough(self) -> np.ndarray:
+        """The regions whose own bound is at least what their children prove, `(count,)`, in a log where every domain was closed."""
+        own, (what, _, child) = np.full(self.tree.count, -np.inf), self.tree.arrays()
+        for batch in self.closed:
+            own[batch.id.cpu().numpy()] = batch.lower.double().cpu().numpy()
+        ends, best = np.zeros(self.tree.count, bool), own.tolist()
+        for region in np.flatnonzero(what != LEAF)[::-1].tolist():  # children come after their parents
+            below = min(best[child[region]], best[child[region] + 1])
+            ends[region], best[region] = best[region] >= below, max(best[region], below)
+        return ends
 
     def domains(self, regions: np.ndarray) -> DomainBatch:
         """The domains as they were closed, the latest time, in this order."""

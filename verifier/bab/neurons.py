@@ -63,10 +63,9 @@ def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: De
                 _split(search, shared, worst.take(part), config, closed)
     proved = _row_minimum(search, closed, len(bound))
     proved = torch.minimum(proved, torch.zeros_like(proved))
-    if log is not None:
-        search.log.close(search.frontier.open) if len(search.frontier) else None
-        log.add(block_lemma(problem, block, search.log, torch.maximum(bound, proved), proved > bound))
     bound = torch.maximum(bound, proved)
+    if log is not None:
+        log.add(block_lemma(problem, block, search.log, bound))
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)
     lower[at], upper[at] = torch.maximum(lower[at], bound[:block.size]), torch.minimum(upper[at], -bound[block.size:])
     return problem.with_bounds(lower, upper)
@@ -80,18 +79,16 @@ def _split(search: Search, shared: Stack, worst: DomainBatch, config: BabConfig,
     closed.scatter_reduce_(0, work.row[0][final], work.lower[0][final], "amin")
     kids = children(shared, work, neuron)
     if search.log is not None:
-        search.log.close(unload(shared, work, 0, final.nonzero().squeeze(-1)))
         kids = replace(kids, id=log_split([search], shared, work, neuron, ~final.unsqueeze(0)))
     best, multipliers, _ = bound_children(shared, kids, config)
-    if search.log is None:  # a parent's bound holds, but the child's own multipliers do not show it
-        best = torch.maximum(best, kids.lower)
-    kids = replace(kids, lower=best, multipliers=multipliers)
     real = ~final.repeat_interleave(2)
+    if search.log is not None:  # open ones too, with their own bounds: which of them count is seen at the end
+        search.log.close(unload(shared, replace(kids, lower=best, multipliers=multipliers), 0, real.nonzero().squeeze(-1)))
+    best = torch.maximum(best, kids.lower)
+    kids = replace(kids, lower=best, multipliers=multipliers)
     done = (best > kids.target)[0] & real
     search.domains += int(real.sum())
     closed.scatter_reduce_(0, kids.row[0][done], best[0][done], "amin")
-    if search.log is not None:
-        search.log.close(unload(shared, kids, 0, done.nonzero().squeeze(-1)))
     search.frontier.push(unload(shared, kids, 0, (~done & real).nonzero().squeeze(-1)))
 
 
@@ -104,14 +101,14 @@ def _row_minimum(search: Search, closed: Tensor, count: int) -> Tensor:
     return lowest - search.problem.slack
 
 
-def block_lemma(problem: ReducedProblem, block: Block, log: Log, bound: Tensor, whole: Tensor) -> Lemma:
+def block_lemma(problem: ReducedProblem, block: Block, log: Log, bound: Tensor) -> Lemma:
     """What the rows +z and -z of a block, bounded by `bound (2 size,)`, say more than the problem: only bounds that are better by a visible share."""
     at = slice(block.start, block.end)
     width = (problem.upper - problem.lower)[at].repeat(2)
     row = (bound > torch.cat([problem.lower[at], -problem.upper[at]]) + VISIBLE * width).nonzero().squeeze(-1)
     sign = torch.ones(2 * block.size, dtype=torch.int64, device=row.device)
     sign[block.size:] = -1
-    return Lemma(log, row, problem.neuron[at].repeat(2, 1)[row], sign[row], whole[row])
+    return Lemma(log, row, problem.neuron[at].repeat(2, 1)[row], sign[row])
 
 
 def tightened_lemma(problem: ReducedProblem, block: Block, bound: Tensor, multipliers: Multipliers) -> Lemma:
@@ -123,4 +120,4 @@ def tightened_lemma(problem: ReducedProblem, block: Block, bound: Tensor, multip
         torch.arange(k, device=bound.device), bound[:k], torch.zeros(k, dtype=torch.int16, device=bound.device), rows.split.expand(k, s),
         pack_alpha(multipliers.alpha[0, :, :s]), pack_beta(multipliers.beta[0, :, :s]), *cuts,
     ))
-    return block_lemma(problem, block, log, bound, torch.zeros_like(bound, dtype=torch.bool))
+    return block_lemma(problem, block, log, bound)

@@ -108,14 +108,8 @@ def _trees(log: Log, table: Table) -> list[_Trees | None]:
 
 def _of_neurons(lemma: Lemma, table: Table) -> _Trees:
     log, roots = lemma.log, [lemma.log.root[row] for row in lemma.row.tolist()]
-    walks = [walk(log.tree, [root]) if whole else _only(root) for root, whole in zip(roots, lemma.whole.tolist())]
     target = np.stack([table.columns(lemma.neuron).astype(np.int32), lemma.sign.cpu().numpy().astype(np.int32)], 1)
-    return _Trees(log, "neurons", target, Walk.joined(walks), table.columns(log.problem.neuron))
-
-
-def _only(root: int) -> Walk:
-    none = np.zeros(0, int)
-    return Walk(np.array([-1]), np.zeros(1), np.array([root]), np.zeros(1, int), none)
+    return _Trees(log, "neurons", target, walk(log.tree, roots, log.enough()), table.columns(log.problem.neuron))
 
 
 def _tree_record(part: _Trees) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from io import BytesIO
 from itertools import pairwise
 from typing import BinaryIO
@@ -13,8 +13,8 @@ import numpy as np
 
 from verifier import __version__
 from verifier.bab.budget import Deadline
-from verifier.certificate.case import Failure
-from verifier.certificate.check import check_case
+from verifier.certificate.arithmetic import Rounded
+from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
 from verifier.certificate.schema import Record, read_records, write_header, write_record
 from verifier.config import CertificateConfig
@@ -61,15 +61,19 @@ class Writer:
             OutOfTime: the deadline came before the checker was done.
         """
         body = BytesIO()
-        for record in _in_time(records, deadline):
+        for record in records:
+            _in_time(deadline)
             write_record(body, record)
         whole = BytesIO()
         self._start(whole)
         whole.write(body.getbuffer())
         write_record(whole, _done(1))
         whole.seek(0)
-        case = (record for record in read_records(whole, "The certificate") if record.kind not in ("HEAD", "DONE"))
-        failures = check_case(self.network, _in_time(case, deadline), self.wanted.arithmetic == "float32", self.cases)
+        records = read_records(whole, "The certificate")
+        next(records)  # HEAD
+        case = Case(self.network, next(records), self.wanted.arithmetic == "float32", Rounded(), self.cases)
+        case.run(records, lambda: _in_time(deadline))
+        failures = case.failures()
         if not failures:
             self._file.write(body.getbuffer())
             self.cases += 1
@@ -104,11 +108,9 @@ def _done(cases: int) -> Record:
     return Record("DONE", {"cases": cases}, {})
 
 
-def _in_time(records: Iterable[Record], deadline: Deadline) -> Iterator[Record]:
-    for record in records:
-        if deadline.expired():
-            raise OutOfTime("The time was over before the certificate was checked.")
-        yield record
+def _in_time(deadline: Deadline) -> None:
+    if deadline.expired():
+        raise OutOfTime("The time was over before the certificate was checked.")
 
 
 def _statement(record: Record) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:

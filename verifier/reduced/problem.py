@@ -78,8 +78,8 @@ class ReducedProblem:
     `A (U, n), W (U, U), b (U,)`; `A_o (S, n), W_o (S, U), b_o (S,)`; `lower, upper (U,)` valid bounds of z;
     `polytope (S,)`: which polytope each row belongs to: it is unreachable where a convex combination of its rows is positive;
     `noise (U,)`: how far a row z may be from the network's own value, for all roundings on the way to it and in what is computed from it;
-    `slack (S,)`: the same of the rows m, which count as positive above it; `neuron (U, 2)`: graph node and number in it of each neuron, the flat index
-    counted on over the node's activations, where it makes several;
+    `slack (S,)`: the same of the rows m, which count as positive above it; `neuron (U, 2)`: graph node of each neuron and its number there, the flat
+    index counted on over the node's activations where it makes several;
     `split (U,)` int8: signs that hold on the whole problem (0: none).
     """
 
