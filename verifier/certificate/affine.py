@@ -6,7 +6,6 @@ have none. The vocabulary is that of graph/ir.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from verifier.certificate.arithmetic import Arithmetic
+from verifier.certificate.threads import spread
 from verifier.graph.ir import Node
 
 CHUNK = 2**22
@@ -140,8 +140,7 @@ def _convolved(node: Node, value: np.ndarray, weight: np.ndarray, before: tuple[
         found = (weight.reshape(group, own, taps) @ patches).reshape(len(weight), -1, places).swapaxes(0, 1)
         result[start:start + size] = found.reshape(-1, *node.shape)
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(chunk, range(0, len(value), size)))
+    spread(chunk, range(0, len(value), size))
     return result
 
 

@@ -7,7 +7,6 @@ returns is not. Letters: K rows, U neurons, n inputs; leading axes broadcast, so
 """
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -17,6 +16,7 @@ import numpy as np
 
 from verifier.certificate.arithmetic import Arithmetic, Exact
 from verifier.certificate.smooth import slopes, smooth_minimum
+from verifier.certificate.threads import spread
 
 RELU = "relu"
 CHUNK = 2**19
@@ -218,8 +218,7 @@ def bound_both_sides(problem: Problem, rows: Rows, index: np.ndarray, lower: np.
             minus = part.take(left).signed(problem.arithmetic.array(-np.ones(int(left.sum()))))
             upper[own[left]] = np.minimum(upper[own[left]], -bound(problem, minus, problem.lower, problem.upper))
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(chunk, range(0, len(index), size)))
+    spread(chunk, range(0, len(index), size))
 
 
 def eliminate(problem: Problem, kept: frozenset[int]) -> Problem:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -13,6 +12,7 @@ from verifier.certificate.bound import CHUNK, Multipliers, Rows, bound, eliminat
 from verifier.certificate.boxes import TOGETHER, box_bounds, combined_bound, narrowed_problem
 from verifier.certificate.reduce import Statement, reduce
 from verifier.certificate.schema import CertificateError, Record
+from verifier.certificate.threads import spread
 from verifier.certificate.trees import Path, narrowed, splits, walk
 from verifier.graph.ir import Graph
 
@@ -146,13 +146,11 @@ class Case:
         scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in paths]
         lower, upper = narrowed(*whole, scaled)
         failed: dict[int, Failure] = {}
-        with ThreadPoolExecutor(2) as pool:
-            groups = [range(k, min(k + TOGETHER, len(paths))) for k in range(0, len(paths), TOGETHER)]
-            for group, found in zip(groups, pool.map(lambda group: self._group(lower, upper, group, weight), groups)):
-                tick()
-                for leaf, polytope, value in found:
-                    failed.setdefault(polytope, Failure(self.number, polytope, self.trees, leaf, value))
-                self.leaves += len(group)
+        groups = [range(k, min(k + TOGETHER, len(paths))) for k in range(0, len(paths), TOGETHER)]
+        for found in spread(lambda group: self._group(lower, upper, group, weight), groups):
+            for leaf, polytope, value in found:
+                failed.setdefault(polytope, Failure(self.number, polytope, self.trees, leaf, value))
+        self.leaves += len(paths)
         self.open = {polytope: failed[polytope] for polytope in self.open if polytope in failed}
         self.trees += 1
 
@@ -233,8 +231,7 @@ class _Leaves:
             multipliers = (None if alpha is None else alpha[at], None if nu is None else nu[at], signed)
             return self._chunk([tree for tree, _ in part[at]], own[at], multipliers, weight[at])
 
-        with ThreadPoolExecutor(2) as pool:
-            return [value for values in pool.map(chunk, range(0, count, size)) for value in values]
+        return [value for values in spread(chunk, range(0, count, size)) for value in values]
 
     def _chunk(self, trees: list[int], paths: list, multipliers: tuple, weight: np.ndarray) -> list:
         problem = self.case.problem
