@@ -14,7 +14,7 @@ import pytest
 
 from tests.soundness.battery import Subject
 from tests.soundness.proofs import files, judged, whole, write
-from verifier.certificate import bound, case
+from verifier.certificate import bound, threads
 from verifier.certificate.arithmetic import Exact, Rounded
 
 
@@ -37,7 +37,7 @@ def proved_by(replacement: Any) -> Iterator[None]:
     """`bound.proved` replaced, and one thread instead of two, so that bounds come in order."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bound, "proved", replacement(bound.proved))
-        patch.setattr(case, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+        patch.setattr(threads, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
         yield
 
 
