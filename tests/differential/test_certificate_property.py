@@ -1,6 +1,7 @@
 """The checker's reader of properties against the verifier's: the same disjuncts, and what the verifier proves covers what the checker reads."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import SHARED
-from tests.formulas import box, declared
-from tests.property.test_vnnlib_fuzz import N_IN, N_OUT, formulas
+from tests.formulas import box, declared, holds
+from tests.property.test_vnnlib_fuzz import N_IN, N_OUT, NAMES, constants, points
 from verifier.certificate import property as checked
-from verifier.certificate.property import Property, covered, read_property
+from verifier.certificate.property import Property, Row, covered, read_property
 from verifier.spec.normal import load_vnnlib
 from verifier.spec.spec import Spec
 
@@ -22,14 +23,16 @@ Disjunct = tuple[tuple[float, ...], tuple[float, ...], frozenset]
 
 def of_reader(prop: Property) -> set[Disjunct]:
     """(lower, upper, rows) of each disjunct, bounds rounded to nearest."""
-    found = set()
-    for part in prop.disjuncts:
-        bound = [Fraction(10**9)] * (2 * prop.n_in)
-        for key, value in (*prop.common.bound.items(), *part.bound.items()):
-            bound[key] = min(bound[key], value)
-        lower, upper = tuple(float(-b) + 0.0 for b in bound[1::2]), tuple(float(b) + 0.0 for b in bound[::2])
-        found.add((lower, upper, frozenset([*prop.common.rows, *part.rows])))
-    return found
+    return {disjunct([*prop.common.items(), *part.items()], prop.n_in) for part in prop.disjuncts}
+
+
+def disjunct(rows: Iterable[Row], n_in: int) -> Disjunct:
+    """Bounds of single inputs, and the least offset of every other row that says something."""
+    least: dict = {}
+    for form, offset in rows:
+        least[form] = min(offset, least.get(form, offset))
+    upper, lower = ([float(sign * least.pop(((f"X_{i}", sign),), 10**9)) + 0.0 for i in range(n_in)] for sign in (1.0, -1.0))
+    return tuple(lower), tuple(upper), frozenset((form, offset) for form, offset in least.items() if form)
 
 
 def cases_of(spec: Spec) -> list:
@@ -42,12 +45,12 @@ def cases_of(spec: Spec) -> list:
 
 
 def of_spec(spec: Spec) -> set[Disjunct]:
-    """The same of the verifier's cases; a row without variables says nothing."""
-    return {
-        (tuple(case.lower + 0.0), tuple(case.upper + 0.0), frozenset(row for row in checked._rows_of(*polytope) if row[0]))
-        for case, (_, _, polytopes) in zip(spec.cases, cases_of(spec))
-        for polytope in polytopes
-    }
+    """The same of the verifier's cases."""
+    found = set()
+    for case, (_, _, polytopes) in zip(spec.cases, cases_of(spec)):
+        box = [(((f"X_{i}", sign),), sign * end) for sign, ends in ((1.0, case.upper), (-1.0, case.lower)) for i, end in enumerate(ends.tolist())]
+        found |= {disjunct([*box, *checked._rows_of(*polytope)], spec.n_in) for polytope in polytopes}
+    return found
 
 
 def complaints(path: Path) -> list[str]:
@@ -72,12 +75,51 @@ def test_all_properties_of_the_competition(shared: Path, path: Path) -> None:
     assert complaints(path) == []
 
 
+def formulas_of(comparisons: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Formulas of what the checker's reader takes: and, or, not."""
+    several = [
+        lambda inner, head=head: st.builds(lambda parts: f"({head} {' '.join(parts)})", st.lists(inner, min_size=1, max_size=3))
+        for head in ("and", "or")
+    ]
+    return st.recursive(comparisons, lambda inner: st.one_of(*(some(inner) for some in several), st.builds("(not {})".format, inner)), max_leaves=8)
+
+
+operators, two = st.sampled_from(["<=", ">=", "<", ">", "="]), st.permutations(NAMES)
+terms = st.recursive(
+    st.one_of(st.sampled_from(NAMES), constants),
+    lambda inner: st.one_of(*(st.builds(form.format, inner, inner) for form in ("(+ {} {})", "(- {} {})", "(- {})")),
+                            st.builds("(* {} {})".format, constants, inner), st.builds("(* {1} {0})".format, constants, inner)),
+    max_leaves=4,
+)  # fmt: skip
+plain = st.builds(
+    lambda op, names, c, d, one: f"({op} {names[0]} {d})" if one else f"({op} (+ {names[0]} (* {c} {names[1]})) (- {d} {names[2]}))",
+    operators, two, st.sampled_from(["2.5", "-0.75"]), constants, st.booleans(),
+)  # fmt: skip
+
+
 @settings(max_examples=120)
-@given(parts=st.lists(formulas, max_size=4))
+@given(parts=st.lists(formulas_of(plain), max_size=3))
 def test_generated_properties(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
+    """Every comparison mentions a variable: of others, the checker's reader takes strict ones as non-strict, too."""
     path = tmp_path_factory.mktemp("fuzz") / "p.vnnlib"
     path.write_text(declared(N_IN, N_OUT, *box(N_IN), *parts))
     assert complaints(path) == []
+
+
+@settings(max_examples=120)
+@given(parts=st.lists(formulas_of(st.builds("({} {} {})".format, operators, terms, terms)), max_size=3), seed=st.integers(0, 10**6))
+def test_no_unsafe_point_is_lost(tmp_path_factory: pytest.TempPathFactory, parts: list[str], seed: int) -> None:
+    path, text = tmp_path_factory.mktemp("fuzz") / "p.vnnlib", declared(N_IN, N_OUT, *box(N_IN), *parts)
+    path.write_text(text)
+    prop = read_property(path)
+    for point in points(seed, generic=False):
+        values = dict(zip(NAMES, point))
+        inside = [all(said(form, values) <= offset for form, offset in (*prop.common.items(), *part.items())) for part in prop.disjuncts]
+        assert any(inside) or not holds(text, values)
+
+
+def said(form: tuple, values: dict[str, Fraction]) -> Fraction:
+    return sum((Fraction(c) * values[name] for name, c in form), Fraction(0))
 
 
 WRITTEN = {
@@ -85,17 +127,16 @@ WRITTEN = {
     "contradictions": ["(or (and (<= X_0 -1) (>= X_0 1)) (>= X_0 3) (<= Y_0 0))"],
     "all contradictory": ["(or (<= X_0 -3) (>= X_0 3))"],
     "bounds that say nothing new": ["(or (and (>= X_0 -5) (<= Y_0 0)) (and (<= X_0 2) (<= Y_1 0)))"],
-    "rows of one input": ["(<= (* 4 X_0) 3)", "(>= (- X_1) (/ 1 8))", "(or (<= (+ X_0 X_0) 1) (= (- 0.5 X_1) 0.25))"],
+    "rows of one input": ["(<= (* 4 X_0) 3)", "(>= (- X_1) 0.125)", "(or (<= (+ X_0 X_0) 1) (= (- 0.5 X_1) 0.25))"],
     "one box, many rows": ["(or (and (<= Y_0 0) (<= Y_1 0)) (and (<= Y_0 -1) (>= Y_1 1)) (>= (+ Y_0 Y_1 (* -2 X_1)) 2.5))"],
     "many boxes": ["(or " + " ".join(f"(and (>= X_0 {i / 64}) (<= X_0 {(i + 1) / 64}) (<= Y_{i % 2} {i}))" for i in range(64)) + ")"],
     "product of pieces": [f"(or {' '.join(f'(and (>= X_{i} {k}) (<= X_{i} {k + 1}))' for k in range(-2, 2))})" for i in range(2)],
-    "constants": ["(or (< 1 1) (<= Y_0 0))", "(<= 1 1)", "(or true (<= Y_1 0))"],
+    "constants": ["(or (< 2 1) (<= Y_0 0))", "(<= 1 1)", "(not (or (<= 1 0) (<= Y_1 0)))"],
     "decimals": ["(<= (* 0.1 Y_0) 0.3)", "(or (<= X_0 0.1) (>= X_0 0.7))", "(<= (+ Y_0 (* 1e-1 Y_1)) 1e-17)"],
-    "decimal arithmetic": ["(<= (+ Y_0 0.1) (* 0.3 3))", "(<= (* 3 X_0) 0.3)", "(<= (* (- 0.1 0.7) Y_1) (/ 0.1 3))"],
-    "infinitely many digits": ["(<= (* 3 Y_0) 1)", "(<= (/ X_0 0.3) 1)"],
+    "decimal arithmetic": ["(<= (+ Y_0 0.1) (* 0.3 3))", "(<= (* 3 X_0) 0.3)", "(<= (- (* 0.1 Y_1) (* Y_1 0.7)) 0.1)"],
+    "infinitely many digits": ["(<= (* 3 Y_0) 1)", "(<= (* 0.3 X_0) 1)"],
     "nothing of the outputs": ["(<= X_0 0.5)"],
-    "negation": ["(not (or (> Y_0 0.5) (not (< X_0 1))))", "(not (= Y_0 Y_1))", "(not (=> (<= X_1 0) (<= Y_0 Y_1)))"],
-    "chains": ["(<= -1 X_0 1)", "(not (<= -1 Y_0 1))"],
+    "negation": ["(not (or (> Y_0 0.5) (not (< X_0 1))))", "(not (= Y_0 Y_1))", "(not (and (<= X_1 0) (<= Y_0 Y_1)))"],
 }
 
 
