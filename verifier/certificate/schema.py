@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import SEEK_END
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,8 +24,8 @@ MOST_JSON = 2**22  # of one record: parsed, it may take thirty times as much mem
 MOST_ARRAYS, MOST_AXES = 64, 4
 KINDS = ("HEAD", "CASE", "TREE", "LEAF", "STEP", "BOXS", "DONE")
 TYPES = ("u1", "i4", "u4", "f2", "f4", "f8")
+_START = MAGIC + VERSION.to_bytes(4, "little")
 _FRAME = struct.Struct("<4sQQI")
-_CHUNK = 2**20
 _LEVEL = 3  # of zlib; 6 takes several times as long for files a twentieth smaller
 
 
@@ -56,9 +57,9 @@ class Record:
 
     def array(self, name: str, types: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """The array `name`, of finite numbers of one of `types` ("f4 f8"), of this shape; None stands for any size."""
-        array = self.arrays.get(name)
-        if array is None:
+        if name not in self.arrays:
             raise CertificateError(f"{self.place} has no array '{name}'.")
+        array = self.arrays[name]
         fits = array.ndim == len(shape) and all(want in (None, seen) for seen, want in zip(array.shape, shape))
         if not fits or array.dtype.str[1:] not in types.split():
             raise CertificateError(f"{self.place} has '{name}' as {array.dtype.str[1:]} {array.shape}, but {types} {shape} is needed.")
@@ -69,15 +70,11 @@ class Record:
 
 def write_header(file: BinaryIO) -> None:
     """What stands before the first record."""
-    file.write(MAGIC + struct.pack("<I", VERSION))
+    file.write(_START)
 
 
 def write_record(file: BinaryIO, record: Record) -> None:
-    """Appends one record.
-
-    Raises:
-        CertificateError: the record is larger than readers take.
-    """
+    """Appends one record; a CertificateError where it is larger than readers take."""
     shapes = [[name, array.dtype.str[1:], list(array.shape)] for name, array in record.arrays.items()]
     if not all(kind in TYPES for _, kind, _ in shapes):
         raise CertificateError(f"A {record.kind} record cannot hold {shapes}: the types are {', '.join(TYPES)}.")
@@ -91,17 +88,11 @@ def write_record(file: BinaryIO, record: Record) -> None:
 
 
 def open_certificate(path: str | Path) -> BinaryIO:
-    """The file, opened for `read_records`.
-
-    Raises:
-        CertificateError: it cannot be opened.
-    """
+    """The file, opened for `read_records`; a CertificateError where it cannot be."""
     try:
         return open(path, "rb")
-    except OSError as error:
-        raise CertificateError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except ValueError as error:
-        raise CertificateError(f"{str(path)!r} is not a path: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[Record]:
@@ -110,113 +101,66 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record]:
     Raises:
         CertificateError: the bytes are not a certificate, or it is cut, damaged or too large.
     """
-    _check_start(_read(file, len(MAGIC) + 4, name), name)
-    number = 0
-    while frame := _read(file, _FRAME.size, name):
-        number += 1
-        place = f"{name}, record {number}"
-        if len(frame) < _FRAME.size:
-            raise _cut(place)
-        kind, packed, size, crc = _FRAME.unpack(frame)
-        if kind.decode("latin-1") not in KINDS:
-            raise CertificateError(f"{place} is of an unknown kind, {kind!r}: is the file damaged?")
-        kind = kind.decode()
-        place += f" ({kind})"
-        if (kind == "HEAD") != (number == 1):
-            raise CertificateError(f"{place} is out of its place: HEAD comes first, and once.")
-        if max(packed, size) > MOST_BYTES:
-            raise CertificateError(f"{place} declares {max(packed, size) / 1e9:.1f} GB for one record, more than 256 MiB.")
-        record = _record(kind, _unpacked(file, (packed, size, crc), place), place)
-        if kind == "DONE" and _read(file, 1, name):
-            raise CertificateError(f"{name} goes on after its DONE record: is it two files in one?")
-        yield record
-        if kind == "DONE":
-            return
-        del record  # not held while the next is read
-    raise CertificateError(f"{name} was cut: it ends after {number} records without DONE.")
-
-
-def _read(file: BinaryIO, count: int, place: str) -> bytes:
+    kind, number = "", 0
     try:
-        return file.read(count)
-    except OSError as error:
-        raise CertificateError(f"{place} cannot be read: {error.strerror or error}.") from None
+        end = file.seek(0, SEEK_END)
+        file.seek(0)
+        if (start := file.read(len(_START))) != _START:
+            raise ValueError(f"it begins with {start!r}, not with {_START!r}: it is cut, no certificate, or of a version for a newer verifier")
+        while kind != "DONE":
+            number += 1
+            record = _record(file, end, f"{name}, record {number}")
+            kind = record.kind
+            if (kind == "HEAD") != (number == 1) or (kind == "DONE" and file.tell() < end):
+                raise ValueError(f"{kind} is out of its place: HEAD comes first, once, and nothing goes on after DONE")
+            yield record
+            del record  # not held while the next is read
+    except (OSError, ValueError, RecursionError, zlib.error) as error:
+        raise CertificateError(f"{name}, record {number} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
-def _check_start(start: bytes, name: str) -> None:
-    if not start:
-        raise CertificateError(f"{name} is empty.")
-    if start[: len(MAGIC)] != MAGIC[: len(start)]:
-        raise CertificateError(f"{name} is not a certificate: it does not begin with {MAGIC!r}.")
-    if len(start) < len(MAGIC) + 4:
-        raise _cut(name)
-    version = int.from_bytes(start[len(MAGIC) :], "little")
-    if version != VERSION:
-        raise CertificateError(f"{name} is of version {version}; this checker reads {VERSION}: use a newer verifier.")
+def _payload(file: BinaryIO, end: int) -> tuple[str, bytes]:
+    """The next record's kind and payload, unpacked; never more than one byte above the declared size."""
+    frame = file.read(_FRAME.size)
+    if len(frame) < _FRAME.size:
+        raise ValueError("the file was cut: it ends without DONE")
+    kind, packed, size, crc = _FRAME.unpack(frame)
+    if kind.decode("latin-1") not in KINDS or max(packed, size) > MOST_BYTES:
+        raise ValueError(f"it is of an unknown kind, {kind!r}, or declares more than 256 MiB: {packed:,} bytes, unpacked {size:,}")
+    if packed > end - file.tell():
+        raise ValueError("the file was cut: it ends in the middle of the record")
+    data, unpacker = file.read(packed), zlib.decompressobj()
+    payload = unpacker.decompress(data, size + 1)
+    if zlib.crc32(data) != crc or len(payload) != size or not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"it is damaged: its checksum is wrong, or it does not unpack to the {size:,} bytes that it declares")
+    return kind.decode(), payload
 
 
-def _cut(place: str) -> CertificateError:
-    return CertificateError(f"{place} was cut: the file ends in the middle of it.")
-
-
-def _unpacked(file: BinaryIO, frame: tuple[int, int, int], place: str) -> memoryview:
-    """The payload, read and unpacked piece by piece; never more than one byte above the declared size."""
-    left, size, crc = frame
-    unpacker, payload, sum_ = zlib.decompressobj(), bytearray(), 0
-    while left:
-        piece = _read(file, min(left, _CHUNK), place)
-        if not piece:
-            raise _cut(place)
-        left -= len(piece)
-        sum_ = zlib.crc32(piece, sum_)
-        try:
-            payload += unpacker.decompress(piece, size + 1 - len(payload))
-        except zlib.error:
-            raise CertificateError(f"{place} is damaged: it cannot be unpacked.") from None
-        if len(payload) > size:
-            raise CertificateError(f"{place} unpacks to more than the {size:,} bytes that it declares.")
-    if sum_ != crc:
-        raise CertificateError(f"{place} is damaged: its checksum is wrong.")
-    if len(payload) != size or not unpacker.eof or unpacker.unused_data:
-        raise CertificateError(f"{place} declares {size:,} bytes, but unpacks to {len(payload):,}, or other bytes follow.")
-    return memoryview(payload).toreadonly()
-
-
-def _record(kind: str, payload: memoryview, place: str) -> Record:
-    """The record of an unpacked payload; its arrays are views of it, which cannot be written to."""
+def _record(file: BinaryIO, end: int, place: str) -> Record:
+    """The next record; its arrays are views of the payload, which cannot be written to."""
+    kind, payload = _payload(file, end)
     start = 4 + int.from_bytes(payload[:4], "little")
-    if not 4 < start <= min(len(payload), MOST_JSON + 4):
-        raise CertificateError(f"{place} declares {start - 4:,} bytes of JSON, which it does not have or which are more than {MOST_JSON:,}.")
-    try:
-        fields = json.loads(bytes(payload[4:start]).decode(), parse_constant=_refuse)
-    except ValueError:
-        raise CertificateError(f"{place} holds no valid JSON: is the file damaged?") from None
-    except RecursionError:
-        raise CertificateError(f"{place} holds JSON that is nested too deeply.") from None
+    if start > min(len(payload), 4 + MOST_JSON):
+        raise ValueError(f"it declares {start - 4:,} bytes of JSON, more than it has or than {MOST_JSON:,}")
+    fields = json.loads(payload[4:start].decode(), parse_constant=int)  # int refuses NaN and Infinity
     declared = fields.pop("arrays", None) if isinstance(fields, dict) else None
     if not isinstance(declared, list) or len(declared) > MOST_ARRAYS:
-        raise CertificateError(f"{place} does not list its arrays: its JSON must be an object with 'arrays', at most {MOST_ARRAYS} of them.")
+        raise ValueError(f"its JSON must be an object with a list 'arrays', of at most {MOST_ARRAYS}")
     arrays: dict[str, np.ndarray] = {}
     for entry in declared:
-        name, kind_of, shape = _declared(entry, arrays, place)
-        count = prod(shape)
-        if start + count * int(kind_of[1]) > len(payload):
-            raise CertificateError(f"{place} declares {name!r:.40} as {kind_of} {shape}, more than the bytes that are there.")
-        arrays[name] = np.frombuffer(payload, "<" + kind_of, count, start).reshape(shape)
-        start += count * int(kind_of[1])
+        if not _is_new(entry, arrays):
+            raise ValueError(f"it declares an array as {entry!r:.80}: expected a new name, one of {', '.join(TYPES)}, and a shape")
+        name, type_, shape = entry
+        arrays[name] = np.frombuffer(payload, "<" + type_, prod(shape), start).reshape(shape)  # ValueError where bytes are missing
+        start += arrays[name].nbytes
     if start != len(payload):
-        raise CertificateError(f"{place} has {len(payload) - start:,} bytes after its arrays.")
-    return Record(kind, fields, arrays, place)
+        raise ValueError(f"it has {len(payload) - start:,} bytes after its arrays")
+    return Record(kind, fields, arrays, f"{place} ({kind})")
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
-
-
-def _declared(entry: Any, seen: dict[str, np.ndarray], place: str) -> tuple[str, str, list[int]]:
-    """An array's name, type and shape as declared."""
+def _is_new(entry: Any, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether it declares an array of a new name, a known type and a shape that an array can have."""
     match entry:
-        case [str(name), str(kind), list(shape)] if name not in seen and kind in TYPES and len(shape) <= MOST_AXES:
-            if all(type(n) is int and 0 <= n <= MOST_BYTES for n in shape) and prod(max(n, 1) for n in shape) <= MOST_BYTES:
-                return name, kind, shape
-    raise CertificateError(f"{place} declares an array as {entry!r:.80}: expected a new name, one of {', '.join(TYPES)}, and a shape.")
+        case [str(name), str(kind), list(shape)] if name not in arrays and kind in TYPES and len(shape) <= MOST_AXES:
+            return all(type(n) is int and n >= 0 for n in shape) and prod(max(n, 1) for n in shape) <= MOST_BYTES
+    return False
