@@ -21,7 +21,7 @@ from verifier.bab.log import Log
 from verifier.certificate.emit import case_records, reopen
 from verifier.certificate.write import Writer
 from verifier.config import AttackConfig, CertificateConfig, Config
-from verifier.errors import OutOfMemory, OutOfTime, VerifierError
+from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.exact.dual import leaf_proof
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
@@ -210,7 +210,9 @@ class _Run:
                 certified = job.outcome.by is not None
             except OutOfTime:
                 certified = False
-            if not certified and job.found is None:
+            except UnsupportedError as error:
+                job.failure, certified = (Reason.CERTIFICATE, f"A proof was found, but the checker cannot follow it: {error}"), False
+            if not certified and job.found is None and job.failure is None:
                 job.failure = (Reason.CERTIFICATE, "A proof was found, but the checker accepted no certificate of it in time.")
             job.outcome, job.problem = replace(job.outcome, by=None), None
 

@@ -20,7 +20,7 @@ from verifier.certificate.schema import Record, read_records, write_header, writ
 from verifier.config import CertificateConfig
 from verifier.errors import OutOfTime, VerifierError
 from verifier.graph.ir import Graph
-from verifier.graph.onnx_file import input_type, model_digest, parse_model
+from verifier.graph.onnx_file import computes_in_float32, model_digest, parse_model
 from verifier.graph.onnx_load import load_onnx
 from verifier.spec.spec import Spec
 
@@ -37,7 +37,7 @@ class Writer:
             raise VerifierError("A certificate speaks of an ONNX file, and this network comes from none: export it and load the file.")
         if any(case.ball is not None for case in spec.cases):
             raise VerifierError("Certificates are for boxes, and this property has an l1 or l2 ball: use the linf norm, or ask for no certificate.")
-        if wanted.arithmetic == "float32" and input_type(parse_model(graph.source)) != np.float32:
+        if wanted.arithmetic == "float32" and not computes_in_float32(parse_model(graph.source)):
             raise VerifierError(f"{graph.source} does not compute in float32, so nothing is said of float32 here: use --arithmetic real.")
         self.wanted, self.cases, self.network = wanted, 0, load_onnx(graph.source)
         self._head = Record("HEAD", {
