@@ -96,15 +96,15 @@ def test_bounds_are_compared_as_rationals(tmp_path: Path) -> None:
 
 
 def test_many_boxes_and_many_rows_are_quick(tmp_path: Path) -> None:
-    begin, count = time.process_time(), 1000
+    begin, count = time.process_time(), 500
     boxes = " ".join(f"(and (>= X_0 {i}) (<= X_0 {i + 1}) (>= X_1 0) (<= X_1 1) (<= Y_0 {i}))" for i in range(count))
     cases = [case(polytope(([1, 0], i)), lower=(i, 0), upper=(i + 1, 1)) for i in range(count)]
     prop = read(tmp_path, f"(or {boxes})")
     assert covered(prop, cases) is None
-    assert "1000 of 1000" in str(covered(prop, cases[:-1]))
+    assert "500 of 500" in str(covered(prop, cases[:-1]))
     rows = " ".join(f"(<= Y_0 {i})" for i in range(-count, 0))
     assert covered(read(tmp_path, *UNIT, f"(or {rows})"), [case(*(polytope(([1, 0], i)) for i in range(-count, 0)))]) is None
-    assert time.process_time() - begin < 5
+    assert time.process_time() - begin < 3
 
 
 def without_negation(formula, negated, names, true=reader._alternatives) -> list:

@@ -190,7 +190,6 @@ class _Leaves:
         if len(columns) and columns.max() >= case.neurons:
             raise CertificateError(f"{record.place} has multipliers for neurons that the CASE does not list.")
         self.columns = position[columns]
-        self.widest = max((rows.stop - rows.start for rows in case._polytopes()), default=1)
         first = [self._start(k) for k in position[target[:, 0]].tolist() if k >= 0] if about == "neurons" else [len(case.problem.b)]
         self.stop = max(first, default=0)
 

@@ -7,7 +7,7 @@ part that the prover shares. Nothing of the prover's numbers is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -60,17 +60,25 @@ def check(
                 return Report(False, f"It is a certificate for another {what} than {given}: {seen}", about)
         if about == "float32" and not computes_in_float32(parse_model(model)):
             return Report(False, f"It speaks of float32 arithmetic, but {model} does not compute in float32 throughout.", about)
-        graph, stated, leaves, record = load_onnx(model), [], 0, next(records)
-        while record.kind == "CASE":
-            case = Case(graph, record, about == "float32", arithmetic, len(stated))
-            record = case.run(records, lambda: listener(file.tell() / size))
-            stated, leaves = [*stated, case.states()], leaves + case.leaves
-            if failures := case.failures():
-                return Report(False, failures[0].sentence(), about, len(stated), leaves, time.monotonic() - begin, tuple(failures))
-        if record is None or record.kind != "DONE" or record.field("cases", int) != len(stated):
-            raise CertificateError(f"{certificate} has a record out of place: a CASE, or DONE of {len(stated)} cases, is due.")
-        missing = covered(read_property(prop, prod(graph.input_shape), prod(graph.output_shape)), stated)
-        return Report(missing is None, missing or "Accepted.", about, len(stated), leaves, time.monotonic() - begin)
+        graph, leaves, failures = load_onnx(model), [], []
+
+        def proved() -> Iterator[tuple]:
+            """What the cases state, one by one, up to the first that is not proved."""
+            record: Record | None = next(records)
+            while record is not None and record.kind == "CASE":
+                case = Case(graph, record, about == "float32", arithmetic, len(leaves))
+                record = case.run(records, lambda: listener(file.tell() / size))
+                leaves.append(case.leaves)
+                failures.extend(case.failures())
+                if failures:
+                    return
+                yield case.states()
+            if record is None or record.kind != "DONE" or record.field("cases", int) != len(leaves):
+                raise CertificateError(f"{certificate} has a record out of place: a CASE, or DONE of {len(leaves)} cases, is due.")
+
+        missing = covered(read_property(prop, prod(graph.input_shape), prod(graph.output_shape)), proved())
+        sentence = failures[0].sentence() if failures else missing
+        return Report(sentence is None, sentence or "Accepted.", about, len(leaves), sum(leaves), time.monotonic() - begin, tuple(failures))
 
 
 def check_case(graph: Graph, records: Iterable[Record], deployed: bool, number: int = 0) -> list[Failure]:
