@@ -137,7 +137,7 @@ STUCK = """
 import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
 fake = types.ModuleType("verifier.solve")
-def verify(graph, spec, config, listener):
+def verify(graph, spec, config, listener, certificate):
     from verifier.bab.budget import Progress
     listener(Progress("branch and bound", 1.0, -0.5, 4, 9))
     print("started", file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,16 +85,17 @@ class Search:
         return self.frontier.minimum()
 
     def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
-        """A checker refuses this polytope's `leaf`, in pre-order, by so much: it is open again, and every one that was closed by no wider margin."""
-        region = int(walk(self.log.tree, [self.log.root[polytope]]).leaf[leaf])
-        found, own = self.log.domains(np.array([region])), self.problem.polytope == polytope
-        closed_at, slack = float(found.lower[0]), float(self.problem.slack[own].max())
-        margin = (closed_at if math.isfinite(closed_at) else slack) + 1.5 * max(lacked, 1e-9)
-        if not math.isfinite(margin):
+        """A checker refuses this polytope's `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`.
+
+        The leaf is open again, and every one that was closed within the margin.
+        """
+        if not math.isfinite(lacked):
             self.stuck = True
             return
-        self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack.clamp(min=margin), self.problem.slack))
-        self.frontier.push(self.log.reopen(polytope, region, margin))
+        own, more = self.problem.polytope == polytope, 1.5 * max(lacked, 1e-9)
+        self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack + more, self.problem.slack))
+        region = int(walk(self.log.tree, [self.log.root[polytope]]).leaf[leaf])
+        self.frontier.push(self.log.reopen(polytope, region, float(self.problem.slack[own].max())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,19 +76,26 @@ class InputSearch:
         return sum(len(part) for part in self.parts)
 
     def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
-        """A checker refuses this `leaf`, in pre-order, by so much: it is open again, and every one that was closed by no wider margin."""
-        leaves, (lower, _), own = walk(self.log.tree, [0]).leaf, self.log.leaves(), self.problem.polytope == polytope
-        surplus = lower - self.log.raised
-        more = max(float(surplus[leaves[leaf]]), 0.0) + 1.5 * max(lacked, 1e-9)
-        if not math.isfinite(more):
+        """A checker refuses this `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`.
+
+        Its halves are open, and every leaf that was closed within the margin.
+        """
+        if not math.isfinite(lacked):
             self.stuck = True
             return
+        leaves, (lower, _), own = walk(self.log.tree, [0]).leaf, self.log.leaves(), self.problem.polytope == polytope
+        more = 1.5 * max(lacked, 1e-9)
         self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack + more, self.problem.slack))
-        again = leaves[(surplus[leaves] <= more) | (leaves == leaves[leaf])]
+        again = leaves[(lower[leaves] <= self.log.raised + more) & (leaves != leaves[leaf])]
         self.log.raised += more
-        below, above = self.log.boxes(again, self.problem.inputs)
-        share = torch.zeros(len(again), dtype=torch.float64, device=below.device)
-        self.parts.append(Boxes(self.problem, below, above, share, torch.as_tensor(again, device=below.device)))
+        boxes = self._boxes(leaves[leaf:leaf + 1])
+        self.parts += [self._boxes(again)] if len(again) else []
+        self.parts.append(_halve(self, boxes, (boxes.upper - boxes.lower).argmax(1)))
+
+    def _boxes(self, regions: np.ndarray) -> Boxes:
+        lower, upper = self.log.boxes(regions, self.problem.inputs)
+        share = torch.zeros(len(regions), dtype=torch.float64, device=lower.device)
+        return Boxes(self.problem, lower, upper, share, torch.as_tensor(regions, device=lower.device))
 
 
 def input_search(key: int, problem: ReducedProblem, log: BoxLog | None = None) -> InputSearch:
