@@ -82,8 +82,8 @@ def one_array(kind: str, shape: str, tail: bytes = b"") -> bytes:
 
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "it begins with b'', not with"),
-    "a text": (b"unsat\n", "no certificate"),
-    "line ends converted": (MAGIC.replace(b"\r\n", b"\n") + START, "no certificate"),
+    "a text": (b"unsat\n", "not a certificate"),
+    "line ends converted": (MAGIC.replace(b"\r\n", b"\n") + START, "not a certificate"),
     "future": (MAGIC + struct.pack("<I", 7), "of a version for a newer verifier"),
     "no record": (START, "was cut: it ends without DONE"),
     "unknown kind": (START + framed(b"EVIL", b"\0" * 4), "unknown kind"),

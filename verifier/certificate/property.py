@@ -109,7 +109,7 @@ def _alternatives(formula: str | list, negated: bool, names: set[str]) -> list[l
             return _product(several)
         case ["<=" | ">=" | "<" | ">" | "=" as op, left, right]:
             form: dict[str, Fraction] = {}
-            _add(form, ["-", left, right], Fraction(1), names)
+            _add(form, ["-", left, right], 1, names)
             signs = (1, -1) if op == "=" else (1,) if (op[0] == "<") != negated else (-1,)
             rows = [_row(form, sign) for sign in signs]
             return [[row] for row in rows] if negated else [rows]
@@ -124,7 +124,7 @@ def _product(several: list[list[list[Row]]]) -> list[list[Row]]:
     return [list(chain.from_iterable(choice)) for choice in product(*several)]
 
 
-def _add(total: dict[str, Fraction], term: str | list, factor: Fraction, names: set[str]) -> None:
+def _add(total: dict[str, Fraction], term: str | list, factor: Fraction | int, names: set[str]) -> None:
     """total += factor term, with the coefficient of each variable, and the constant at ""."""
     match term:
         case str() if term in names:

@@ -106,7 +106,7 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record]:
         end = file.seek(0, SEEK_END)
         file.seek(0)
         if (start := file.read(len(_START))) != _START:
-            raise ValueError(f"it begins with {start!r}, not with {_START!r}: it is cut, no certificate, or of a version for a newer verifier")
+            raise ValueError(f"it begins with {start!r}, not with {_START!r}: it is cut, not a certificate, or of a version for a newer verifier")
         while kind != "DONE":
             number += 1
             record = _record(file, end, f"{name}, record {number}")

@@ -40,6 +40,7 @@ class Writer:
         if wanted.arithmetic == "float32" and not computes_in_float32(parse_model(graph.source)):
             raise VerifierError(f"{graph.source} does not compute in float32, so nothing is said of float32 here: use --arithmetic real.")
         self.wanted, self.cases, self.network = wanted, 0, load_onnx(graph.source)
+        self._property = read_property(wanted.property, spec.n_in, spec.n_out)
         self._head = Record("HEAD", {
             "arithmetic": wanted.arithmetic, "model": model_digest(graph.source), "property": property_digest(wanted.property),
             "prover": f"verifier {__version__}",
@@ -84,7 +85,7 @@ class Writer:
         write_record(self._file, _done(self.cases))
         self._file.seek(0)
         cases = (_statement(record) for record in read_records(self._file, "The certificate") if record.kind == "CASE")
-        missing = covered(read_property(self.wanted.property), cases)
+        missing = covered(self._property, cases)
         if missing is not None:
             return missing
         self._file.seek(0)
