@@ -24,8 +24,6 @@ from verifier.reduced.restrict import restrict
 
 THINNEST = 1e-6
 """A box is never split below this share of the region's width: it is left open, never called proved."""
-FACE = 0.2
-"""Share of a box's side from which a cut is worth a box of its own in the proof."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,58 +158,23 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
     row = torch.stack([f.a for f in found], 1)[index]
     if _offer(search, problem, lower[index], upper[index], row, oracle):
         return
-    shut = (best[index] > 0).unsqueeze(-1)
-    low = torch.stack([f.low for f in found], 1)[index].masked_fill(shut, torch.inf).amin(1)
-    high = torch.stack([f.high for f in found], 1)[index].masked_fill(shut, -torch.inf).amax(1)
     weight = bounds.spread[index].amax(1) + bounds.a[index].abs().amax(1)
-    part = part.take(index)
-    if search.log is None:
+    part, left = part.take(index), torch.ones_like(index, dtype=torch.bool)
+    if search.log is None:  # whoever checks a proof would have to bound what is cut off as a box of its own: halving costs it less
+        shut = (best[index] > 0).unsqueeze(-1)
+        low = torch.stack([f.low for f in found], 1)[index].masked_fill(shut, torch.inf).amin(1)
+        high = torch.stack([f.high for f in found], 1)[index].masked_fill(shut, -torch.inf).amax(1)
         lower, upper = _remainder(part.lower, part.upper, low, high)
         left = ~(lower > upper).any(1)
         part = replace(part, lower=lower, upper=upper)
         search.closed += int((~left).sum())
         search.volume += float(share[index][~left].sum())
-    else:
-        part, left = _cut_off(search, part, low, high)
     if problem.n == 0 or not bool(torch.isfinite(weight * (part.upper - part.lower)).all()):
         search.stuck = True
     elif bool(left.any()):
         part = part.take(left)
         axis = (weight[left] * (part.upper - part.lower)).argmax(1)
         search.parts.append(_halve(search, part, axis))
-
-
-def _cut_off(search: InputSearch, part: Boxes, low: Tensor, high: Tensor) -> tuple[Boxes, Tensor]:
-    """The boxes less what [low, high] around their centres takes off a side, where it is much of it, and which of them are left `(N,)`.
-
-    What is taken off becomes a box of its own: the proof must say why nothing unsafe is there.
-    """
-    lower, upper = part.lower.clone(), part.upper.clone()
-    low, high = _remainder(lower, upper, low, high)
-    left, name = torch.ones(len(part), dtype=torch.bool, device=lower.device), part.id.clone()
-    nothing = low > high
-    for axis in range(part.problem.n):
-        for ends, is_low in ((low, True), (high, False)):
-            gone = left & nothing[:, axis]
-            at = torch.where(gone, (low + high)[:, axis] / 2, ends[:, axis])
-            shaved = at - lower[:, axis] if is_low else upper[:, axis] - at
-            use = (left & (shaved >= FACE * (upper - lower)[:, axis]) & (upper - lower > 0)[:, axis]) | gone
-            if not bool(use.any()):
-                continue
-            where = use.nonzero().squeeze(-1)
-            point = torch.minimum(torch.maximum(at[where], lower[where, axis]), upper[where, axis])
-            kids = search.log.split(name[where], torch.full_like(where, axis), point, part.problem.inputs).view(-1, 2)
-            below, above = upper[where].clone(), lower[where].clone()
-            below[:, axis], above[:, axis] = point, point
-            slab = (lower[where], below, kids[:, 0]) if is_low else (above, upper[where], kids[:, 1])
-            search.parts.append(Boxes(part.problem, *slab[:2], torch.zeros_like(part.share[where]), slab[2]))
-            rest = (above, upper[where], kids[:, 1]) if is_low else (lower[where], below, kids[:, 0])
-            lower[where], upper[where], name[where] = rest
-            done = gone[where]
-            if bool(done.any()):
-                search.parts.append(Boxes(part.problem, rest[0][done], rest[1][done], part.share[where][done], rest[2][done]))
-                left &= ~gone
-    return replace(part, lower=lower, upper=upper, id=name), left
 
 
 def _remainder(lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
