@@ -34,6 +34,7 @@ _HOME = {
     "BoundRequest": "verifier.bounds.engine",
     "BoundResult": "verifier.bounds.engine",
     "Box": "verifier.box",
+    "CertificateConfig": "verifier.config",
     "Config": "verifier.config",
     "Counterexample": "verifier.verdict",
     "Dataset": "verifier.data.dataset",
