@@ -136,7 +136,13 @@ def test_sabotage_of_the_reader_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
         ("\n(assert (<= X_9 1))", 4, "'X_9'"),
         ("(assert (<= X_0 1e99999))", 3, "'1e99999'"),
         ("(assert (<= X_0 1e999))", 3, "too large"),
+        ("(assert (<= X_0 -1.3e30))", 3, "up to 2^100"),
+        ("(assert (<= (* 1e-40 X_0) 1))", 3, "up to 2^100"),  # X_0 <= 1e40
+        ("(assert (<= (+ Y_0 X_0) 1.3e30))", 3, "up to 2^100"),
+        ("(assert (<= (* 1.3e30 Y_0) 1))", 3, "up to 2^100"),
         ("(assert (<= (* 1e-999 Y_0) 1))", 3, "too small"),
+        ("(assert (<= (* 2.2e-308 Y_0) 1))", 3, "below 2^-1022"),
+        ("(assert (<= (+ Y_0 (* -2.2e-308 X_0)) 1))", 3, "below 2^-1022"),
         ("(assert (<= (* 1e999 Y_0) 1))", 3, "too large"),
         ("(assert (<= X_0 " + "1" * 5000 + "))", 3, "no term"),
         ("(assert (<= (* X_0 Y_0) 1))", 3, "no term"),
@@ -150,7 +156,14 @@ def test_sabotage_of_the_reader_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
         ("(assert (<= 0 X_0 1))", 3, "no formula"),
         ("(assert (=> (<= X_0 0) (<= Y_0 1)))", 3, "no formula"),
         ("(assert true)", 3, "no formula"),
-        ("(declare-fun X_1 () Real)", 3, "is due"),
+        ("(declare-fun X_2 () Real)", 3, "X_1 or Y_1 is due"),
+        ("(declare-fun X_1 (Real) Real)", 3, "is due"),
+        ("(check-sat)\n(assert (<= Y_0 -9))", 4, "behind check-sat"),
+        ("(exit)\n(assert (<= Y_0 -9))", 4, "behind check-sat"),
+        ("(push 1)", 3, "is due"),
+        ('(set-info :source "a)\n(assert (<= Y_0 -9))', 3, "quotation is never closed"),
+        ("(set-info :source |a)\n(assert (<= Y_0 -9))", 3, "quotation is never closed"),
+        ("(declare-const |X_1| Real)", 3, "is due"),
         ("(assert (let ((a 1)) (<= X_0 a)))", 3, "no formula"),
         ("(assert Y_0)", 3, "no formula"),
         ("(assert)", 3, "is due"),
@@ -173,6 +186,21 @@ def test_what_is_not_read_is_one_sentence(tmp_path: Path, text: str, line: int, 
         read_property(path)
     assert str(caught.value).startswith(f"{path}, line {line}: ") and said in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_commands_and_quotations_say_nothing(tmp_path: Path) -> None:
+    """What a quotation holds is not read: not even an assert, or half a comment."""
+    path = tmp_path / "p.vnnlib"
+    quoted = '(set-info :source "a) (assert (<= Y_0 -9)) (b ; ")(set-info :notes |" ) ;|)'
+    path.write_text(f"(set-logic QF_LRA)\n{quoted}\n(declare-fun X_0 () Real)(declare-const Y_0 Real)\n(assert (<= Y_0 1))(check-sat)(exit)\n")
+    assert read_property(path, 1, 1) == Property(str(path), 1, 1, {(("Y_0", 1.0),): 1.0}, [{}])
+
+
+def test_numbers_up_to_the_limits_are_read(tmp_path: Path) -> None:
+    wide = ("(<= X_0 1.2e30)", "(>= (* 1e-999 X_0) 0)", "(<= (+ (* 2.3e-308 Y_0) (* 1.2e30 Y_1)) -1.2e30)", "(<= Y_0 1e-320)")
+    prop = read(tmp_path, *UNIT[2:], *wide)
+    assert prop.common[(("X_0", 1.0),)] == 12 * 10**29 and prop.common[(("X_0", -1.0),)] == 0
+    assert prop.common[(("Y_0", 2.3e-308), ("Y_1", 1.2e30))] == -1.2e30 and prop.common[(("Y_0", 1.0),)] == 1e-320
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"\x1f\x8b\x08", gzip.compress(b"x")[:-3], b"\x1f\x8b" + b"\x00" * 30])

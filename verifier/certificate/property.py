@@ -21,7 +21,8 @@ import numpy as np
 from verifier.errors import SpecError
 
 MOST_NUMBERS, MOST_DEPTH = 4_000_000, 100
-_WORD = re.compile(r";[^\n]*|[()]|[^\s();]+")
+LEAST, LARGEST = 2.0**-1022, 2.0**100  # of coefficients, in size; offsets have no least: smaller products round to nothing
+_WORD = re.compile(r""";[^\n]*|"[^"]*"|\|[^|]*\||[()"|]|[^\s();"|]+""")  # a quotation is one word, whatever it holds
 _NUMBER = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?")
 Form = tuple[tuple[str, float], ...]
 Row = tuple[Form, Fraction | float]
@@ -60,17 +61,23 @@ def read_property(path: str | Path, n_in: int | None = None, n_out: int | None =
     """
     text = _bytes_of(path).decode("utf-8-sig", "replace")
     words = (word for word in _WORD.finditer(text) if word[0][0] != ";")
-    sizes, names, asserted, at = {"X": 0, "Y": 0}, set(), [], 0
+    sizes, names, asserted, at, asked = {"X": 0, "Y": 0}, set(), [], 0, False
     try:
         for word in words:
             at, due = word.start(), [f"{letter}_{size}" for letter, size in sizes.items()]
             statement = _nested(words, 0) if word[0] == "(" else word[0]
             match statement:
-                case ["declare-const", str(name), "Real" | "Int"] if name in due:
+                case ["declare-const", str(name), "Real" | "Int"] | ["declare-fun", str(name), [], "Real" | "Int"] if name in due:
                     names.add(name)
                     sizes[name[0]] += 1
+                case ["assert", _] if asked:
+                    raise SpecError("an assert stands behind check-sat or exit, so it is not part of the property: remove it or move it up.")
                 case ["assert", formula]:
                     asserted.append(_alternatives(formula, False, names))
+                case ["check-sat"] | ["exit"]:
+                    asked = True
+                case ["set-logic" | "set-info", *_]:
+                    pass
                 case _:
                     raise SpecError(f"an assert or a declaration of {' or '.join(due)} is due, but this stands there: {statement!r:.60}.")
         common = _least(chain.from_iterable(union[0] for union in asserted if len(union) == 1), {})
@@ -93,6 +100,8 @@ def _nested(words: Iterator[re.Match], depth: int) -> list:
     for word in words:
         if word[0] == ")":
             return found
+        if word[0] in ('"', "|"):
+            raise SpecError("a quotation is never closed.")
         found.append(_nested(words, depth + 1) if word[0] == "(" else word[0])
     raise SpecError("a parenthesis is never closed.")
 
@@ -152,10 +161,13 @@ def _row(form: dict[str, Fraction], sign: int) -> Row:
     scale = abs(terms[0][1]) if terms and exact else 1
     try:
         row = tuple((name, float(c / scale)) for name, c in terms), float(offset / scale)
+        large = max(abs(row[1]), *(abs(c) for _, c in row[0]), 0.0) > LARGEST
     except OverflowError:
-        raise SpecError("a number is too large for a 64-bit float.") from None
-    if not all(c for _, c in row[0]):
-        raise SpecError("a coefficient is too small for a 64-bit float.")
+        large = True
+    if large:
+        raise SpecError("a number is too large: coefficients and offsets are read up to 2^100 in size.")
+    if not all(abs(c) >= LEAST for _, c in row[0]):
+        raise SpecError("a coefficient is too small: those below 2^-1022 in size are not read.")
     return (row[0], offset / scale) if exact else row
 
 
