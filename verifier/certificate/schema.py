@@ -23,7 +23,7 @@ MOST_BYTES = 2**28  # of one record, packed or unpacked
 MOST_JSON = 2**22  # of one record: parsed, it may take thirty times as much memory
 MOST_ARRAYS, MOST_AXES = 64, 4
 KINDS = ("HEAD", "CASE", "TREE", "LEAF", "STEP", "BOXS", "DONE")
-TYPES = ("u1", "i4", "u4", "f2", "f4", "f8")
+TYPES = ("u1", "i4", "u4", "f4", "f8")
 _START = MAGIC + VERSION.to_bytes(4, "little")
 _FRAME = struct.Struct("<4sQQI")
 _LEVEL = 3  # of zlib; 6 takes several times as long for files a twentieth smaller
@@ -106,17 +106,31 @@ def read_records(file: BinaryIO, name: str) -> Iterator[Record]:
         end = file.seek(0, SEEK_END)
         file.seek(0)
         if (start := file.read(len(_START))) != _START:
-            raise ValueError(f"it begins with {start!r}, not with {_START!r}: it is cut, not a certificate, or of a version for a newer verifier")
+            raise ValueError(_no_start(start))
         while kind != "DONE":
             number += 1
             record = _record(file, end, f"{name}, record {number}")
             kind = record.kind
-            if (kind == "HEAD") != (number == 1) or (kind == "DONE" and file.tell() < end):
-                raise ValueError(f"{kind} is out of its place: HEAD comes first, once, and nothing goes on after DONE")
+            if (kind == "HEAD") != (number == 1):
+                raise ValueError(f"{kind} is out of its place: HEAD comes first, once")
+            if kind == "DONE" and file.tell() < end:
+                raise ValueError("the file goes on after its DONE")
             yield record
             del record  # not held while the next is read
     except (OSError, ValueError, RecursionError, zlib.error) as error:
-        raise CertificateError(f"{name}, record {number} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        place = f"{name}, record {number}" if number else name
+        raise CertificateError(f"{place} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _no_start(start: bytes) -> str:
+    """What is wrong with a file that begins so."""
+    if not start:
+        return "it is empty"
+    if not MAGIC.startswith(start[:len(MAGIC)]):
+        return f"it is not a certificate: it begins with {start[:len(MAGIC)]!r}"
+    if len(start) < len(_START):
+        return "the file was cut: it ends before its first record"
+    return f"it is of version {int.from_bytes(start[len(MAGIC):], 'little')}; this checker reads {VERSION}: use a newer verifier"
 
 
 def _payload(file: BinaryIO, end: int) -> tuple[str, bytes]:
@@ -125,8 +139,10 @@ def _payload(file: BinaryIO, end: int) -> tuple[str, bytes]:
     if len(frame) < _FRAME.size:
         raise ValueError("the file was cut: it ends without DONE")
     kind, packed, size, crc = _FRAME.unpack(frame)
-    if kind.decode("latin-1") not in KINDS or max(packed, size) > MOST_BYTES:
-        raise ValueError(f"it is of an unknown kind, {kind!r}, or declares more than 256 MiB: {packed:,} bytes, unpacked {size:,}")
+    if kind.decode("latin-1") not in KINDS:
+        raise ValueError(f"it is of an unknown kind, {kind!r}")
+    if max(packed, size) > MOST_BYTES:
+        raise ValueError(f"it declares {max(packed, size) / 1e9:,.1f} GB, more than {MOST_BYTES >> 20} MiB")
     if packed > end - file.tell():
         raise ValueError("the file was cut: it ends in the middle of the record")
     data, unpacker = file.read(packed), zlib.decompressobj()
