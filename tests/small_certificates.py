@@ -2,13 +2,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from verifier.certificate.arithmetic import FLOAT64
+from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import property_digest
 from verifier.certificate.schema import Record, read_records, write_header, write_record
+from verifier.graph.ir import Graph
 from verifier.graph.onnx_file import model_digest
 
 
@@ -38,3 +42,11 @@ def as_bytes(*records: Record) -> bytes:
 
 def from_bytes(data: bytes) -> list[Record]:
     return list(read_records(io.BytesIO(data), "small.cert"))
+
+
+def check_case(graph: Graph, records: Iterable[Record], deployed: bool) -> list[Failure]:
+    """What the records of one case, CASE first, leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
+    records = iter(records)
+    case = Case(graph, next(records), deployed, FLOAT64, 0)
+    assert case.run(records, lambda: None) is None, "other records follow"
+    return case.failures()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.mlp import Mlp
-from verifier.certificate.check import check_case
+from tests.small_certificates import check_case
 from verifier.certificate.schema import Record
 from verifier.graph.ir import Graph
 

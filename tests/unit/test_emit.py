@@ -11,6 +11,7 @@ import torch
 from tests import cases as table
 from tests import reductions as r
 from tests.mlp import near_truth, random_mlp
+from tests.small_certificates import check_case
 from verifier.bab.budget import Deadline
 from verifier.bab.driver import Oracle, Search, advance, start
 from verifier.bab.input_split import InputSearch, InputSplitConfig, advance_boxes, input_search
@@ -19,7 +20,6 @@ from verifier.bab.log import BoxLog, Lemma, Log, Tree, walk
 from verifier.bab.neurons import split_neurons, tightened_lemma
 from verifier.bab.work import as_packed
 from verifier.certificate.case import Failure
-from verifier.certificate.check import check_case
 from verifier.certificate.emit import case_records, reopen
 from verifier.certificate.schema import Record
 from verifier.config import BabConfig

@@ -7,7 +7,7 @@ part that the prover shares. Nothing of the prover's numbers is.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,7 +16,6 @@ from verifier.certificate.arithmetic import FLOAT64, Arithmetic
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
 from verifier.certificate.schema import CertificateError, Record, open_certificate, read_records
-from verifier.graph.ir import Graph
 from verifier.graph.onnx_file import computes_in_float32, model_digest, parse_model
 from verifier.graph.onnx_load import load_onnx
 
@@ -56,8 +55,8 @@ def check(
             raise CertificateError(f"{head.place} is about {about!r} arithmetic: real and float32 are known.")
         for what, given, own in (("model", model, model_digest(model)), ("property", prop, property_digest(prop))):
             if head.field(what, str) != own:
-                seen = f"SHA-256 {head.field(what, str)!r:.13}..., not '{own:.12}..."
-                return Report(False, f"It is a certificate for another {what} than {given}: {seen}", about)
+                seen = f"its SHA-256 begins with {head.field(what, str)[:12]!r}, not {own[:12]!r}"
+                return Report(False, f"It is a certificate for another {what} than {given}: {seen}.", about)
         if about == "float32" and not computes_in_float32(parse_model(model)):
             return Report(False, f"It speaks of float32 arithmetic, but {model} does not compute in float32 throughout.", about)
         graph, leaves, failures = load_onnx(model), [], []
@@ -79,12 +78,3 @@ def check(
         missing = covered(read_property(prop, prod(graph.input_shape), prod(graph.output_shape)), proved())
         sentence = failures[0].sentence() if failures else missing
         return Report(sentence is None, sentence or "Accepted.", about, len(leaves), sum(leaves), time.monotonic() - begin, tuple(failures))
-
-
-def check_case(graph: Graph, records: Iterable[Record], deployed: bool, number: int = 0) -> list[Failure]:
-    """What the records of one case (CASE first, nothing after the case) leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
-    records = iter(records)
-    case = Case(graph, next(records), deployed, FLOAT64, number)
-    if case.run(records, lambda: None) is not None:
-        raise CertificateError("The records of one case were expected, but others follow.")
-    return case.failures()
