@@ -45,6 +45,12 @@ class Affine:
         """The absolute values that a runtime may sum up to `shift`."""
         return np.abs(self.arithmetic.array(self.node.constants.get("terms", _shift(self.node))))
 
+    def is_rounded(self) -> bool:
+        """Whether the loader rounded the constants: those of a normalisation, and float64 ones that are no float32 numbers (1/c, say)."""
+        floats = [c for c in self.node.constants.values() if isinstance(c, np.ndarray) and c.dtype == np.float64]
+        with np.errstate(over="ignore"):
+            return "terms" in self.node.constants or not all(np.array_equal(c, c.astype(np.float32)) for c in floats)
+
     def products(self, shape: tuple[int, ...]) -> int:
         """How many products an output sums for a first input of `shape`, 0 where values only move."""
         c, a = self.node.constants, self.node.attributes

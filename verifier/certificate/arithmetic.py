@@ -12,12 +12,24 @@ from typing import Any
 
 import numpy as np
 
-TINY = 2.0**-900
-"""More than what all underflows of one result come to in float64."""
+from verifier.errors import UnsupportedError
+
+LARGEST = 2.0**100
+"""Values of a network beyond this are refused, so that a coefficient that underflows, times any value, is nothing beside TINY."""
+TINY = 2.0**-800
+"""More than what all underflows of one result come to in float64: 2^40 terms of 2^-1074 times the square of LARGEST."""
+LONGEST = 2**20
+"""Most products in one sum."""
 
 
 def gamma(k: int, u: float) -> float:
-    """k u / (1 - k u), rounded up."""
+    """k u / (1 - k u), rounded up.
+
+    Raises:
+        UnsupportedError: the sum is so long that the bound on its rounding means little.
+    """
+    if k * u > 2.0**-4:
+        raise UnsupportedError(f"A sum of {k:,} products is too long for arithmetic with unit roundoff {u:.3g}: its rounding is not bounded.")
     return k * u / (1 - k * u) * (1 + 2.0**-40)
 
 
@@ -35,7 +47,7 @@ class Rounded:
         return gamma(k, 2.0**-53) * terms + TINY
 
     def up(self, value: Any) -> Any:
-        """No less than the exact result of which `value` >= 0 is the computed one, for sums of up to 2^20 terms >= 0."""
+        """No less than the exact result of which `value` >= 0 is the computed one, for sums of up to LONGEST terms >= 0."""
         return value * (1 + 2.0**-30) + TINY
 
 
@@ -64,14 +76,13 @@ FLOAT64 = Rounded()
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A runtime that computes each node in binary floating point with unit roundoff `u`; `least` is its smallest normal number, `most` its largest.
+    """A runtime that computes each node in binary floating point with unit roundoff `u`; `least` is its smallest normal number.
 
     `transcendental` bounds the absolute error of its sigmoid and tanh. EXTRA roundings a sum cover fused and folded constants.
     """
 
     u: float = 2.0**-24
     least: float = 2.0**-126
-    most: float = 2.0**127
     transcendental: float = 2.0**-20
 
     def room(self, k: int, terms: np.ndarray, arithmetic: Arithmetic) -> np.ndarray:

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from verifier.certificate.arithmetic import Arithmetic, Exact
-from verifier.certificate.smooth import slopes, smooth_minimum
+from verifier.certificate.smooth import sigmoid, slopes, smooth_minimum
 from verifier.certificate.threads import spread
 
 RELU = "relu"
+HUGE = 2.0**400
+"""Multipliers and coefficients beyond this prove nothing: no product of what is below it overflows."""
 CHUNK = 2**19
 """Numbers in one array of multipliers: small enough to stay in a processor's cache."""
 
@@ -46,10 +48,6 @@ class Rows:
     def signed(self, sign: np.ndarray) -> Rows:
         """Each row times its sign, +1 or -1."""
         return Rows(self.w * sign[:, None], self.a * sign[:, None], self.b * sign, self.slack)
-
-    def combined(self, weight: np.ndarray) -> Rows:
-        """Their sums with `weight (K', K)` >= 0."""
-        return Rows(weight @ self.w, weight @ self.a, weight @ self.b, weight @ self.slack)
 
 
 @dataclass(frozen=True)  # without slots: `sizes` is computed once
@@ -93,6 +91,13 @@ class Problem:
         """sign * z of the neurons `index (K,)`."""
         return Rows(self.W[index], self.A[index], self.b[index], self.noise[index]).signed(self.arithmetic.array(sign))
 
+    def weighted(self, weight: np.ndarray) -> Rows:
+        """Sums of the specification's rows with `weight (K, S)` >= 0, their rounding in the slack."""
+        rows, weight = self.rows, self.arithmetic.array(weight)
+        terms = abs(rows.w) @ self.sizes[0] + abs(rows.a).sum(1) + abs(rows.b) + rows.slack
+        slack = self.arithmetic.up(weight @ rows.slack + self.arithmetic.room(weight.shape[1] + 8, weight @ terms))
+        return Rows(weight @ rows.w, weight @ rows.a, weight @ rows.b, slack)
+
     @cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """max |h| `(U,)`, and for z the sum of its absolute terms with max |z|, `(U,)`: what roundings are relative to."""
@@ -116,14 +121,21 @@ class Multipliers(NamedTuple):
 DEFAULT = Multipliers()
 
 
+def center_and_radius(arithmetic: Arithmetic, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and radius: an interval that contains [lower, upper]."""
+    center = (lower + upper) / 2
+    return center, arithmetic.up(np.maximum(upper - center, center - lower))
+
+
 def activation(kind: str, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The range of s over [lower, upper], rounded outward."""
     if kind == RELU:
         return np.maximum(lower, 0), np.maximum(upper, 0)
     if kind == "square":
         ends, inside = (lower * lower, upper * upper), (lower < 0) & (upper > 0)
-        return np.where(inside, 0, np.minimum(*ends)) * 1, np.maximum(*ends) * (1 if ends[0].dtype == object else 1 + 2.0**-50)
-    s = np.tanh if kind == "tanh" else (lambda z: 0.5 + 0.5 * np.tanh(0.5 * z))
+        outward = 0 if ends[0].dtype == object else 2.0**-50
+        return np.where(inside, 0, np.minimum(*ends)) * (1 - outward), np.maximum(*ends) * (1 + outward)
+    s = np.tanh if kind == "tanh" else sigmoid
     return s(lower) - 2.0**-48, s(upper) + 2.0**-48
 
 
@@ -165,9 +177,10 @@ def proved(
         center, radius = inputs
         total = total + (a @ center[..., None])[..., 0] - (abs(a) @ radius[..., None])[..., 0]
     h, size = (part[:stop] for part in problem.sizes)
-    terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ size + rows.slack
+    terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ (size + problem.noise[:stop]) + rows.slack
     total = total - rows.slack - arithmetic.room(8 * (stop + problem.A.shape[1] + 16), terms)
-    return np.where((lower[..., :stop] > upper[..., :stop]).any(-1), np.inf, total)
+    sane = (abs(total) < HUGE) & (abs(c) < HUGE).all(-1) & (abs(nu) < HUGE).all(-1)  # NaN is not
+    return np.where((lower[..., :stop] > upper[..., :stop]).any(-1), np.inf, np.where(sane, total, -np.inf))
 
 
 def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers, stop: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from verifier.certificate.bound import CHUNK, RELU, Problem, activation, bound, eliminate
+from verifier.certificate.bound import CHUNK, RELU, Problem, activation, bound, center_and_radius, eliminate
 
 TOGETHER = 64
 """Leaves below which a subtree's boxes are bounded with one problem; above it the problem is first made smaller for the subtree."""
@@ -14,8 +14,7 @@ TOGETHER = 64
 def box_bounds(problem: Problem, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bounds `(N, U)` of the neurons, and `(N, S)` of the rows, over boxes `lower, upper (N, n)` within [-1, 1]^n."""
     arithmetic, boxes = problem.arithmetic, len(lower)
-    center = (lower + upper) / 2
-    radius = arithmetic.up(np.maximum(upper - center, center - lower))
+    center, radius = center_and_radius(arithmetic, lower, upper)
     low, high = (np.repeat(side[None], boxes, 0) for side in (problem.lower, problem.upper))
     least, most = low + 0, high + 0
     _, size = problem.sizes
@@ -38,9 +37,8 @@ def box_bounds(problem: Problem, lower: np.ndarray, upper: np.ndarray) -> tuple[
 
 def combined_bound(problem: Problem, weight: np.ndarray, box: tuple[np.ndarray, np.ndarray], neurons: tuple[np.ndarray, np.ndarray]) -> float:
     """The bound of the rows' sum with `weight (S,)` >= 0 over one box `(n,)`, its neurons in `(U,)` intervals."""
-    center = (box[0] + box[1]) / 2
-    radius = problem.arithmetic.up(np.maximum(box[1] - center, center - box[0]))
-    rows = problem.rows.combined(problem.arithmetic.array(weight)[None])
+    center, radius = center_and_radius(problem.arithmetic, *box)
+    rows = problem.weighted(weight[None])
     return bound(problem, rows, neurons[0][None], neurons[1][None], inputs=(center[None], radius[None])).item()
 
 

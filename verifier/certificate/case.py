@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -13,7 +14,7 @@ from verifier.certificate.boxes import TOGETHER, box_bounds, combined_bound, nar
 from verifier.certificate.reduce import Statement, reduce
 from verifier.certificate.schema import CertificateError, Record
 from verifier.certificate.threads import spread
-from verifier.certificate.trees import Path, narrowed, splits, walk
+from verifier.certificate.trees import LEAF, Path, narrowed, splits, walk
 from verifier.graph.ir import Graph
 
 Tick = Callable[[], None]
@@ -107,7 +108,7 @@ class Case:
                 raise CertificateError(f"{record.place} has leaves without multipliers: LEAF records are missing.")
             tick()
             part += islice(leaves, max(0, work.count(leaf) - 1))
-            for (tree, _), value in zip(part, work.bounds(leaf, part)):
+            for (tree, _, _), value in zip(part, work.bounds(leaf, part)):
                 value = value if value == value else -np.inf
                 worst[tree] = min(worst[tree], value)
                 if not value > 0 and tree not in failed:
@@ -137,20 +138,24 @@ class Case:
         """Input splits: every polytope is closed on every leaf's box, by one of its rows or by the weighted sum."""
         n_in, inputs = len(self.statement.lower), np.full(len(self.statement.lower), -1)
         inputs[self.problem.free] = np.arange(len(self.problem.free))
-        paths = [splits(path) for _, path in walk(record, 1, n_in, -1)]
-        weight = record.array("weight", "f4 f8", (len(paths), self.ends[-1])) if "weight" in record.arrays else None
-        if weight is not None and (weight < 0).any():
-            raise CertificateError(f"{record.place} has a negative weight: sums of rows need weights of at least 0.")
+        weight = record.array("weight", "f4 f8", (None, self.ends[-1])) if "weight" in record.arrays else None
+        if weight is not None and ((weight < 0).any() or len(weight) != (record.array("tree", "i4", (None,)) == LEAF).sum()):
+            raise CertificateError(f"{record.place} has a negative weight, or not one of each leaf.")
         n = self.problem.A.shape[1]
         whole = self.arithmetic.array(-np.ones(n)), self.arithmetic.array(np.ones(n))
-        scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in paths]
-        lower, upper = narrowed(*whole, scaled)
         failed: dict[int, Failure] = {}
-        groups = [range(k, min(k + TOGETHER, len(paths))) for k in range(0, len(paths), TOGETHER)]
-        for found in spread(lambda group: self._group(lower, upper, group, weight), groups):
-            for leaf, polytope, value in found:
-                failed.setdefault(polytope, Failure(self.number, polytope, self.trees, leaf, value))
-        self.leaves += len(paths)
+        leaves, begin = walk(record, 1, n_in, -1), 0
+        while part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]:
+            tick()
+            scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in part]
+            lower, upper = narrowed(*whole, scaled)
+            weights = None if weight is None else weight[begin:begin + len(part)]
+            groups = [slice(k, k + TOGETHER) for k in range(0, len(part), TOGETHER)]
+            for group, found in zip(groups, spread(partial(self._group, (lower, upper), weights), groups)):
+                for leaf, polytope, value in found:
+                    failed.setdefault(polytope, Failure(self.number, polytope, self.trees, begin + group.start + leaf, value))
+            begin += len(part)
+        self.leaves += begin
         self.open = {polytope: failed[polytope] for polytope in self.open if polytope in failed}
         self.trees += 1
 
@@ -160,22 +165,21 @@ class Case:
             raise CertificateError(f"{record.place} splits an input that is fixed.")
         return (self.arithmetic.array([point])[0] - self.problem.center[k]) / self.problem.radius[k]
 
-    def _group(self, lower: np.ndarray, upper: np.ndarray, group: range, weight: np.ndarray | None) -> list[tuple[int, int, float]]:
-        """(leaf, polytope, bound) of what is not proved on the boxes of consecutive leaves, bounded with a problem over their hull."""
-        at = slice(group.start, group.stop)
-        problem = self.problem
-        if len(group) > 8:
-            problem = narrowed_problem(problem, lower[at].min(0), upper[at].max(0), frozenset())
-        low, high, found = box_bounds(problem, lower[at], upper[at])
+    def _group(self, boxes: tuple[np.ndarray, np.ndarray], weight: np.ndarray | None, at: slice) -> list[tuple[int, int, float]]:
+        """(leaf, polytope, bound) of what is not proved on some of the boxes `(N, n)`, neighbours bounded with a problem over their hull."""
+        problem, (lower, upper), weight = self.problem, (side[at] for side in boxes), None if weight is None else weight[at]
+        if len(lower) > 8:
+            problem = narrowed_problem(problem, lower.min(0), upper.max(0), frozenset())
+        low, high, found = box_bounds(problem, lower, upper)
         failures = []
-        for k, leaf in enumerate(group):
+        for leaf in range(len(lower)):
             for polytope in self.open:
                 rows = self._polytopes()[polytope]
-                best = found[k, rows].max()
+                best = found[leaf, rows].max()
                 if not best > 0 and weight is not None:
                     only = np.zeros(self.ends[-1])
                     only[rows] = weight[leaf, rows]
-                    best = max(best, combined_bound(problem, only, (lower[leaf], upper[leaf]), (low[k], high[k])))
+                    best = max(best, combined_bound(problem, only, (lower[leaf], upper[leaf]), (low[leaf], high[leaf])))
                 if not best > 0:
                     failures.append((leaf, polytope, float(best)))
         return failures
@@ -203,32 +207,31 @@ class _Leaves:
             raise CertificateError(f"{leaf.place} has neither 'alpha' nor 'nu' of a leaf.")
         return len(array)
 
-    def bounds(self, leaf: Record, part: list[tuple[int, Path]]) -> list:
-        """The bound of each leaf of `part`, which are (tree, path); infinite where the leaf is empty or its neuron is not in the problem."""
+    def bounds(self, leaf: Record, part: list[tuple[int, int, Path]]) -> list:
+        """The bound of each leaf of `part`, which are (tree, depth, path); infinite where the leaf is empty or its neuron is not in the problem."""
         count, wide = self.count(leaf), len(self.columns)
         if count != len(part):
             raise CertificateError(f"{leaf.place} has {count} vectors, but its TREE has {len(part)} leaves left.")
-        paths = [splits(path) for _, path in part]
+        offsets = np.cumsum([0, *(depth for _, depth, _ in part)])
         alpha = leaf.array("alpha", "u1", (count, wide)) if "alpha" in leaf.arrays else None
         nu = leaf.array("nu", "f4 f8", (count, wide)) if alpha is None else None
-        beta = leaf.array("beta", "f4", (sum(map(len, paths)),)) if alpha is not None else np.zeros(0)
+        beta = leaf.array("beta", "f4", (offsets[-1],)) if alpha is not None else np.zeros(0)
         weight = leaf.array("weight", "f4 f8", (count, None)) if "weight" in leaf.arrays else np.ones((count, 1))
         if (beta < 0).any() or (weight < 0).any():
             raise CertificateError(f"{leaf.place} has a negative beta or weight.")
-        own = [[(int(self.position[e]), sign, point) for e, sign, point in path] for path in paths]
-        if any(k < 0 for path in own for k, _, _ in path):
-            raise CertificateError(f"{self.place} splits a neuron that is not in the problem: CASE does not name it as kept.")
-        offsets = np.cumsum([0, *map(len, paths)])
-        size = max(1, CHUNK // max(1, self.stop))
+        size = min(1024, max(1, CHUNK // max(1, self.stop)))
 
         def chunk(start: int) -> list:
             at = slice(start, min(start + size, count))
+            own = [[(int(self.position[e]), sign, point) for e, sign, point in splits(path)] for _, _, path in part[at]]
+            if any(k < 0 for path in own for k, _, _ in path):
+                raise CertificateError(f"{self.place} splits a neuron that is not in the problem: CASE does not name it as kept.")
             signed = np.zeros((at.stop - start, len(self.case.problem.b)))
-            for row in range(start, at.stop):
-                for (k, sign, _), b in zip(own[row], beta[offsets[row]:offsets[row + 1]] if alpha is not None else ()):
-                    signed[row - start, k] += sign * float(b)
+            for row, path in enumerate(own if alpha is not None else ()):
+                for (k, sign, _), b in zip(path, beta[offsets[start + row]:offsets[start + row + 1]]):
+                    signed[row, k] += sign * float(b)
             multipliers = (None if alpha is None else alpha[at], None if nu is None else nu[at], signed)
-            return self._chunk([tree for tree, _ in part[at]], own[at], multipliers, weight[at])
+            return self._chunk([tree for tree, _, _ in part[at]], own, multipliers, weight[at])
 
         return [value for values in spread(chunk, range(0, count, size)) for value in values]
 
@@ -263,4 +266,4 @@ class _Leaves:
             if weight.shape[1] < rows.stop - rows.start:
                 raise CertificateError(f"{self.place} has fewer weights than a polytope's {rows.stop - rows.start} rows.")
             full[k, rows] = weight[k, :rows.stop - rows.start]
-        return self.case.problem.rows.combined(self.case.arithmetic.array(full))
+        return self.case.problem.weighted(full)

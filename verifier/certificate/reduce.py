@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from verifier.certificate.affine import Affine, align, is_affine, windows
-from verifier.certificate.arithmetic import Arithmetic, Runtime
-from verifier.certificate.bound import RELU, Problem, Rows, activation, bound_both_sides
+from verifier.certificate.arithmetic import LARGEST, LONGEST, Arithmetic, Exact, Runtime
+from verifier.certificate.bound import RELU, Problem, Rows, activation, bound_both_sides, center_and_radius
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
 
@@ -22,6 +22,8 @@ THIN = 1e-12
 """Inputs whose interval is thinner than this, relative to their size, are constants with an error."""
 ERROR_SYMBOLS = 2048
 """Most active neurons of one layer whose errors become symbols."""
+MOST_EXACT = 100_000
+"""Most weights of a network in rationals."""
 MOST = 2**30
 """Most numbers in the columns of one value: 8 GiB."""
 
@@ -63,6 +65,10 @@ def reduce(graph: Graph, statement: Statement, arithmetic: Arithmetic, runtime: 
     Raises:
         UnsupportedError: an operation is not covered, memory would be exhausted, or the runtime's numbers may overflow.
     """
+    if graph.computed:
+        raise UnsupportedError(f"Node {graph.computed[0]!r} computes a constant in floating point, which runtimes may round otherwise: fold it.")
+    if isinstance(arithmetic, Exact) and (weights := sum(c.size for node in graph.nodes for c in node.constants.values())) > MOST_EXACT:
+        raise UnsupportedError(f"The network has {weights:,} weights; rationals are for up to {MOST_EXACT:,}: check it without --exact.")
     builder = _Builder(statement, arithmetic, runtime)
     values = {graph.input.name: builder.source.view(*graph.input_shape)}
     last = {name: k for k, node in enumerate(graph.nodes) for name in node.inputs}
@@ -80,8 +86,7 @@ class _Builder:
     def __init__(self, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> None:
         self.statement, self.arithmetic, self.runtime, self.calls = statement, arithmetic, runtime, Counter()
         lower, upper = arithmetic.array(statement.lower), arithmetic.array(statement.upper)
-        center = (lower + upper) / 2
-        radius = arithmetic.up(np.maximum(upper - center, center - lower))
+        center, radius = center_and_radius(arithmetic, lower, upper)
         free = statement.upper - statement.lower > THIN * np.maximum(abs(statement.lower), abs(statement.upper))
         index = np.nonzero(free)[0]
         columns = np.zeros((1 + len(index), len(center)), arithmetic.dtype)
@@ -105,22 +110,26 @@ class _Builder:
         """The value of one node, with the runtime's error."""
         if len(inputs[0].columns) * max(1, int(np.prod(node.shape))) > MOST:
             raise UnsupportedError(f"Node {node.name!r} needs more than {8 * MOST / 2**30:.0f} GiB here: check the certificate on a larger machine.")
-        if is_affine(node):
-            return self._affine(Affine(node, self.arithmetic), inputs)
-        if node.op not in _NONLINEAR:
+        if not is_affine(node) and node.op not in _NONLINEAR:
             raise UnsupportedError(f"Node {node.name!r}: the checker does not cover the operation {node.op!r}.")
-        return _NONLINEAR[node.op](self, node, inputs)
+        value = self._affine(Affine(node, self.arithmetic), inputs) if is_affine(node) else _NONLINEAR[node.op](self, node, inputs)
+        if not np.all(value.most < LARGEST):
+            raise UnsupportedError(f"Node {node.name!r}: its values may exceed 2^100, which the checker does not follow.")
+        return value
 
     def _affine(self, affine: Affine, inputs: list[Value]) -> Value:
-        shift, k = affine.shift(), affine.products(inputs[0].error.shape)
+        shift, terms, k = affine.shift(), affine.shift_terms(), affine.products(inputs[0].error.shape)
+        if k > LONGEST:
+            raise UnsupportedError(f"Node {affine.node.name!r} sums {k:,} products: the checker follows up to {LONGEST:,}.")
         columns = affine.linear([value.columns for value in inputs])
         columns = np.concatenate([columns[:1] + shift, columns[1:]]) if np.any(shift != 0) else columns
         error, size, most = affine.absolute([np.stack(value[1:]) for value in inputs])
-        error, size, most = (self.arithmetic.up(part) for part in (error, size + abs(shift), most + abs(shift)))
+        error, size, most = (self.arithmetic.up(part) for part in (error, size + terms, most + terms))
         if k == 0:
             return Value(columns, error, size, most)
-        error = self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size))
-        return self.computed(Value(columns, error, size, most), k, most + affine.shift_terms())
+        read = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0)
+        error = self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * size)
+        return self.computed(Value(columns, error, size, most), k, most)
 
     def computed(self, value: Value, k: int, terms: np.ndarray) -> Value:
         """`value` off by what the runtime rounds in sums of k products, of absolute values `terms` in all."""
@@ -128,8 +137,6 @@ class _Builder:
             return value
         off = self.runtime.room(k, terms, self.arithmetic)
         most = self.arithmetic.up(value.most + off)
-        if not np.all(most < self.runtime.most):
-            raise UnsupportedError("A value of the network may overflow in float32: nothing is proved of what a runtime computes then.")
         return value._replace(error=self.arithmetic.up(value.error + off), most=most)
 
     def combined(self, *parts: tuple[np.ndarray | float, Value], shift: np.ndarray | float = 0.0) -> Value:
@@ -237,6 +244,8 @@ def _max_pool(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
     pads = tuple(node.attributes.get("pads") or (0,) * len(kernel))[:len(kernel)]
     index = windows(np.arange(np.prod(shape)).reshape(shape), node, kernel, pads, -1).reshape(*node.shape[:2], -1, int(np.prod(node.shape[2:])))
     index = np.moveaxis(index, 2, 0).reshape(index.shape[2], -1)
+    if not np.all(index.max(0) >= 0):
+        raise UnsupportedError(f"Node {node.name!r} has a window that lies in the padding alone: its maximum is not a number.")
     index = np.where(index < 0, index.max(0), index)
     flat = inputs[0].view(-1)
     players = [Value(flat.columns[:, row], *(part[row] for part in flat[1:])) for row in index]
@@ -263,6 +272,8 @@ def _product(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
 
 
 def _smooth(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
+    if isinstance(builder.arithmetic, Exact):
+        raise UnsupportedError(f"Node {node.name!r} is a {node.op}: exact mode knows rationals only, check without it.")
     value = builder.activate(inputs[0], node.op.lower(), node)
     if builder.runtime is None:
         return value

@@ -12,12 +12,12 @@ import numpy as np
 from verifier.certificate.schema import CertificateError, Record
 
 LEAF = -1
-DEEPEST = 10_000
+DEEPEST = 1000
 Path = tuple  # (the parent's path, coordinate, sign, point), () at the root
 
 
-def walk(record: Record, trees: int, coordinates: int, first: int) -> Iterator[tuple[int, Path]]:
-    """The leaves of the record's `trees` trees in order, as (tree, path); the side of sign `first` of every cut comes first.
+def walk(record: Record, trees: int, coordinates: int, first: int) -> Iterator[tuple[int, int, Path]]:
+    """The leaves of the record's `trees` trees in order, as (tree, depth, path); the side of sign `first` of every cut comes first.
 
     Raises:
         CertificateError: the sequence is not exactly so many complete trees, or cuts a coordinate that does not exist.
@@ -35,7 +35,7 @@ def walk(record: Record, trees: int, coordinates: int, first: int) -> Iterator[t
             if code is None or depth > DEEPEST:
                 raise CertificateError(f"{record.place} has a tree that is not complete, or deeper than {DEEPEST:,} splits: a part is not covered.")
             if code == LEAF:
-                yield tree, path
+                yield tree, depth, path
             else:
                 waiting += [(depth + 1, (path, code, -first, point)), (depth + 1, (path, code, first, point))]
     if next(nodes, None) is not None:

@@ -55,12 +55,14 @@ class Node:
 class Graph:
     """Nodes in topological order, the first the only Input, `output` the name of the node whose value is the network's.
 
-    `source` is the file it was read from, empty for a network that has none.
+    `source` is the file it was read from, empty for a network that has none. `computed` names the file's nodes that do not depend on the input and
+    were computed in floating point when it was read: a runtime may have rounded them otherwise.
     """
 
     nodes: tuple[Node, ...]
     output: str
     source: str = ""
+    computed: tuple[str, ...] = ()
 
     @property
     def input(self) -> Node:

@@ -160,7 +160,8 @@ def computes_in_float32(model: ModelProto) -> bool:
     """Whether a runtime computes in binary32 throughout: the input is float32, and no weight or cast is of a narrower type."""
     narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     casts = (a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
-    types = {*(tensor.data_type for tensor in model.graph.initializer), *casts}
+    constants = (a.t.data_type for node in model.graph.node for a in node.attribute if a.type == AttributeProto.TENSOR)
+    types = {*(tensor.data_type for tensor in model.graph.initializer), *casts, *constants}
     return input_of(model).type.tensor_type.elem_type == TensorProto.FLOAT and not types.intersection(narrow)
 
 

@@ -37,6 +37,11 @@ from verifier.graph.onnx_windows import WINDOWS
 __all__ = ["load_onnx", "read_model_bytes", "supported_operations"]
 
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+# What computes nothing: values are taken, moved or repeated.
+_MOVES = frozenset({
+    "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Neg", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
+})
 # Below a refused node: a value that depends on the input, of a shape that nobody knows.
 _OPAQUE = Variable("", ())
 # What a lowering runs into where an attribute is missing, or of a type or size that ONNX does not allow there.
@@ -90,6 +95,7 @@ class _Loader:
         self.lowerings = _lowerings()
         self.values: dict[str, Value | None] = {}
         self.refused: list[str] = []
+        self.computed: list[str] = []
         self.inferred: dict[str, tuple[int, ...]] | None = None
         taken = frozenset(name for node in model.graph.node for name in (*node.input, *node.output))
         self.build = Lowering(taken, input_type(model))
@@ -107,7 +113,7 @@ class _Loader:
         result = self.values.get(self.output)
         if not isinstance(result, Variable):
             raise ModelError(f"output {self.output!r} does not depend on the input, so there is nothing to verify.")
-        return Graph(tuple(self.build.nodes.values()), result.name, self.source)
+        return Graph(tuple(self.build.nodes.values()), result.name, self.source, tuple(self.computed))
 
     def read_constants(self) -> None:
         """The initializers that are read, as arrays."""
@@ -150,7 +156,10 @@ class _Loader:
         wanted = tuple(output if output in self.wanted else "" for output in proto.output)
         try:
             if not variable:
-                return compute(proto, inputs, self.opset)
+                found = compute(proto, inputs, self.opset)
+                if proto.op_type not in _MOVES and any(value.dtype.kind == "f" for value in found):
+                    self.computed.append(name)
+                return found
             self.check_finite(proto, name, inputs)
             self.build.begin(next(output for output in wanted if output))
             node = OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes_of(proto))
