@@ -52,6 +52,10 @@ def verify(options: VerifyOptions) -> None:
     config = _settings(options)
     if options.arithmetic is not None and options.certificate is None:
         raise VerifierError("--arithmetic says what a certificate speaks of: give --certificate PATH too.")
+    if options.certificate is not None:
+        from verifier.certificate.schema import make_room
+
+        make_room(options.certificate)  # before the clock can end this: no older proof lies beside a time-out
     answer = Answer(options.json, options.results_file, line)
     watchdog = watch(answer, config.timeout_s)
     try:

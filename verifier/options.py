@@ -77,7 +77,9 @@ class VerifyOptions(RunOptions):
         Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too.")
     ] = None
     certificate: Annotated[
-        Path | None, typer.Option(metavar="F.cert", dir_okay=False, help="Say `unsat` only with a proof that was checked, and write it there.")
+        Path | None,
+        typer.Option(metavar="F.cert", dir_okay=False, help="Say `unsat` only with a proof that was checked, and write it there. An older "
+                     "certificate there is removed at the start, whatever the answer will be; no other file is overwritten."),
     ] = None
     arithmetic: Annotated[
         Arithmetic | None, typer.Option(help="What the proof speaks of: the network over the reals (default), or as float32 computes it.")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import verifier
 from tests import onnx_models
 from tests.small_models import IN_UNIT, absolute_value, vnnlib
 from verifier.certificate.case import Case
+from verifier.certificate.schema import MAGIC
 from verifier.cli import run
 from verifier.config import CertificateConfig
 from verifier.spec.spec import Ball
@@ -90,11 +92,63 @@ def test_nothing_is_proved_where_the_checker_refuses(safe: list[str], tmp_path: 
     assert len(refused) > 1 and not wanted.path.exists() and verdict.certificate is None
 
 
-def test_an_old_certificate_is_replaced_whole(safe: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", [b"", MAGIC, MAGIC + b"old"])
+def test_an_old_certificate_is_replaced_whole(safe: list[str], tmp_path: Path, old: bytes) -> None:
     path = tmp_path / "a.cert"
-    path.write_text("old")
+    path.write_bytes(old)
     assert run(["verify", *safe, "--certificate", str(path)]) == 0
     assert run(["check", *safe, str(path)]) == 0
+
+
+def test_no_old_certificate_lies_beside_another_answer(safe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """After `sat`, a time-out and an interruption, even one while the files are read; also where the solver is called without the command."""
+    path, unsafe = tmp_path / "a.cert", str(vnnlib(tmp_path / "sat.vnnlib", *IN_UNIT, "(<= Y_0 0.5)"))
+    for prop, more in ((unsafe, []), (unsafe, ["--timeout", "1e-3", "--no-attack"])):
+        path.write_bytes(MAGIC + b"old")
+        assert run(["verify", safe[0], prop, "--certificate", str(path), *more]) == 0
+        assert capsys.readouterr().out.split()[0] != "unsat" and not path.exists()
+    graph, spec = verifier.load_onnx(safe[0]), verifier.load_vnnlib(unsafe)
+    path.write_bytes(MAGIC + b"old")
+    assert verifier.verify(graph, spec, certificate=CertificateConfig(path, Path(unsafe))).status is Status.FALSIFIED and not path.exists()
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verifier.graph.load.load_onnx", interrupted)
+    path.write_bytes(MAGIC + b"old")
+    assert run(["verify", *safe, "--certificate", str(path)]) == 0
+    assert capsys.readouterr().out == "unknown\n" and not path.exists()
+
+
+def test_no_other_file_is_overwritten(safe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The model, the property, links to them, and any file that is no certificate are kept, and nothing is searched."""
+    note, hard, soft, pipe = (tmp_path / name for name in ("note.txt", "hard", "soft", "pipe"))
+    note.write_text("mine")
+    hard.hardlink_to(safe[0])
+    soft.symlink_to(safe[1])
+    os.mkfifo(pipe)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != pipe}
+    for path in (*safe, note, hard, soft, pipe):
+        said = refusal(capsys, *safe, "--certificate", str(path))
+        assert f"{path} is there and is no certificate; it would be overwritten" in said
+    graph, spec = verifier.load_onnx(safe[0]), verifier.load_vnnlib(safe[1])
+    with pytest.raises(verifier.VerifierError, match="would be overwritten"):
+        verifier.verify(graph, spec, certificate=CertificateConfig(Path(safe[0]), Path(safe[1])))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != pipe}
+
+
+def test_a_model_whose_name_ends_in_part_is_kept(safe: list[str], tmp_path: Path) -> None:
+    """The file that becomes the certificate has a name of its own until it is whole."""
+    model = Path(safe[0]).rename(tmp_path / "a.part")
+    before = model.read_bytes()
+    assert run(["verify", str(model), safe[1], "--certificate", str(tmp_path / "a")]) == 0
+    assert model.read_bytes() == before and only(tmp_path, "a", "a.part", "p.vnnlib")
+
+
+def test_the_help_says_that_old_certificates_are_removed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["verify", "--help"]) == 0
+    assert "is removed at the start" in capsys.readouterr().out
 
 
 def test_a_property_that_nothing_meets_has_an_empty_proof(safe: list[str], tmp_path: Path) -> None:

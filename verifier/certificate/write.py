@@ -16,7 +16,7 @@ from verifier.bab.budget import Deadline
 from verifier.certificate.arithmetic import Rounded
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
-from verifier.certificate.schema import Record, read_records, write_header, write_record
+from verifier.certificate.schema import Record, make_room, read_records, write_header, write_record
 from verifier.config import CertificateConfig
 from verifier.errors import OutOfTime, VerifierError
 from verifier.graph.ir import Graph
@@ -29,9 +29,10 @@ class Writer:
     """The file lies in an unnamed temporary one until it is whole, so that no end of the process leaves half of it."""
 
     def __init__(self, wanted: CertificateConfig, graph: Graph, spec: Spec) -> None:
-        """
+        """Removes an older certificate, so that no run leaves a proof that it did not make.
+
         Raises:
-            VerifierError: no certificate can be made of this network or property, or not there.
+            VerifierError: no certificate can be made of this network or property, or not there: whatever else lies there is kept.
         """
         if not graph.source:
             raise VerifierError("A certificate speaks of an ONNX file, and this network comes from none: export it and load the file.")
@@ -45,6 +46,7 @@ class Writer:
             "arithmetic": wanted.arithmetic, "model": model_digest(graph.source), "property": property_digest(wanted.property),
             "prover": f"verifier {__version__}",
         }, {})
+        make_room(wanted.path)
         try:
             self._file: BinaryIO = tempfile.TemporaryFile(dir=wanted.path.parent)  # noqa: SIM115  (`close` ends it)
         except OSError as error:
@@ -90,7 +92,7 @@ class Writer:
             return missing
         self._file.seek(0)
         path = self.wanted.path
-        part = path.with_name(f"{path.name}.part")
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process alone, and no other file's name
         try:
             with open(part, "wb") as file:
                 shutil.copyfileobj(self._file, file)
