@@ -21,7 +21,8 @@ import numpy as np
 from verifier.errors import SpecError
 
 MOST_NUMBERS, MOST_DEPTH = 4_000_000, 100
-LEAST, LARGEST = 2.0**-1022, 2.0**100  # of coefficients, in size; offsets have no least: smaller products round to nothing
+LEAST, LARGEST = 2.0**-1022, 2.0**100
+"""Sizes of the numbers that are read: coefficients that are not 0, and offsets, which may also be smaller."""
 _WORD = re.compile(r""";[^\n]*|"[^"]*"|\|[^|]*\||[()"|]|[^\s();"|]+""")  # a quotation is one word, whatever it holds
 _NUMBER = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?")
 Form = tuple[tuple[str, float], ...]
