@@ -15,7 +15,9 @@ from tests.soundness.battery import Outcome, Subject, outcomes, subjects
 from tests.soundness.exact_truth import holds
 from tests.soundness.mutations import NEVER
 from tests.soundness.proofs import files, judged, whole, write
+from tests.soundness.test_ranges import RANGES, verdict
 from tests.soundness.test_traps import FAMILIES, is_false, verdicts
+from verifier.certificate import arithmetic as rounding
 from verifier.certificate import bound, case, check, reduce
 from verifier.certificate.arithmetic import Exact, Runtime
 from verifier.certificate.schema import Record
@@ -151,6 +153,27 @@ def thin_inputs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(case, "reduce", smaller)
 
 
+def free_sums(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rounding, "gamma", lambda k, u: 0.0)
+
+
+def no_underflow(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rounding, "TINY", 0.0)
+
+
+def free_weights(patch: pytest.MonkeyPatch) -> None:
+    right = bound.Problem.weighted
+
+    def bare(self: Any, weight: np.ndarray) -> Any:
+        return replace(right(self, weight), slack=self.arithmetic.array(weight) @ self.rows.slack)
+
+    patch.setattr(bound.Problem, "weighted", bare)
+
+
+def any_size(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reduce, "LARGEST", np.inf)
+
+
 HASH = [""]
 
 HOLES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
@@ -166,6 +189,11 @@ HOLES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "the cover not checked": (without_cover, "mutants"),
     "the model's hash not compared": (without_hashes, "mutants"),
     "signs of weights ignored": (any_number, "mutants"),
+    "sums said to be exact, seen in float32": (free_sums, "float32 traps"),
+    "sums said to be exact, seen in float64": (free_sums, "ranges"),
+    "underflow forgotten": (no_underflow, "ranges"),
+    "the rounding of weighted sums forgotten": (free_weights, "ranges"),
+    "values of any size": (any_size, "ranges"),
 }
 
 
@@ -174,6 +202,8 @@ def is_red(place: str, folder: Path) -> bool:
     if place == "float32 traps":
         some = [t for t in islice(FAMILIES["thresholds"](4), 12) if is_false(t, "float32") and t.real]
         return any(a == "float32" and j.verdict == "accepted" for t in some for a, j in verdicts(t, folder))
+    if place == "ranges":
+        return any(verdict(make(), "real", folder).verdict == "accepted" for make in RANGES.values())
     for subject in (s for seed in (0, 1) for arithmetic in ("real", "float32") for s in subjects(seed, arithmetic)):
         where = files(subject.net, subject.claims, folder)
         if place == "twins":
