@@ -9,9 +9,9 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -28,34 +28,44 @@ ARITHMETICS = ("real", "float32")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How many certificates of one kind were tried, why they were refused, and how many were accepted of a true claim or of a false one.
+    """Counts of one kind; a column that a part does not have is empty.
 
-    Of the part `agreement`: how many certificates both arithmetics judge alike (`harmless`) or not (`false_accepted`), and exact minus rounded bound.
-    Of the part `float bounds`, which have no checker: `false_accepted` are the false claims that they prove.
+    Certificates (mutants, made to fool): how many were tried, why they were refused, how many were accepted of true claims, and how many prove
+    false ones. Float bounds, which have no checker: how many false claims were tried, and which of them are proved. Agreement: how many distinct
+    problems, and whether both arithmetics judge them alike with no rounded bound above the exact one; of unaligned ones, whose bounds are not the
+    same ones in both, only the verdict is compared. Slack is exact minus rounded bound, of the `bounds` compared.
     """
 
     part: str
     kind: str
     tried: int
-    hash: int
-    bound: int
-    cover: int
-    form: int
-    bytes: int
-    harmless: int
-    false_accepted: int
-    slack_median: float | None
-    slack_max: float | None
-    commit: str
-    machine: str
-    date: str
+    refused_hash: int | None = None
+    refused_bound: int | None = None
+    refused_cover: int | None = None
+    refused_form: int | None = None
+    refused_bytes: int | None = None
+    accepted_true: int | None = None
+    false_proofs: int | None = None
+    not_proved: int | None = None
+    alike: int | None = None
+    unaligned_alike: int | None = None
+    unlike: int | None = None
+    bounds: int | None = None
+    slack_median: float | None = None
+    slack_max: float | None = None
+    commit: str = ""
+    machine: str = ""
+    date: str = ""
 
 
-def counted(part: str, kind: str, verdicts_: Counter[str], slack: np.ndarray | None = None) -> Row:
+def dated(part: str, kind: str, tried: int, **numbers: Any) -> Row:
     now = circumstances("cpu", 1)
-    counts = [verdicts_[name] for name in ("hash", "bound", "cover", "form", "bytes", "harmless", "FALSE")]
-    sizes = (None, None) if slack is None else (float(np.median(slack)), float(slack.max()))
-    return Row(part, kind, sum(counts), *counts, *sizes, now.commit, now.machine, now.date)
+    return Row(part, kind, tried, **numbers, commit=now.commit, machine=now.machine, date=now.date)
+
+
+def counted(part: str, kind: str, verdicts_: Counter[str]) -> Row:
+    refused = {f"refused_{name}": verdicts_[name] for name in ("hash", "bound", "cover", "form", "bytes")}
+    return dated(part, kind, verdicts_.total(), **refused, accepted_true=verdicts_["harmless"], false_proofs=verdicts_["FALSE"])
 
 
 def made(seeds: int, folder: Path) -> Iterator[Subject]:
@@ -89,16 +99,18 @@ def trap_rows(count: int, folder: Path) -> Iterator[Row]:
         for kind, arithmetic in ((np.float32, "real"), (np.float64, "float32")):
             false = [t for t in traps if is_false(t, arithmetic) and (arithmetic == "real" or t.real) and "float64" not in t.name]
             fooled = sum(float_bound(trap, kind) > 0 for trap in false)
-            counts = Counter({"FALSE": fooled, "bound": len(false) - fooled})
-            yield counted("float bounds", f"{family}, false, {arithmetic}, in {kind.__name__}", counts)
+            yield dated("float bounds", f"{family}, false, {arithmetic}, in {kind.__name__}", len(false), false_proofs=fooled,
+                        not_proved=len(false) - fooled)
 
 
 def agreement_rows(seeds: int, folder: Path) -> Iterator[Row]:
-    for arithmetic in ARITHMETICS:
-        found = [agreement(s, folder) for seed in range(seeds) for s in subjects(seed, arithmetic)]
-        slack = np.concatenate([a.slack for a in found])
-        alike = sum(a.rounded == a.exact and min(a.slack, default=0.0) >= 0 for a in found)
-        yield counted("agreement", f"{arithmetic}, {len(slack)} bounds", Counter({"harmless": alike, "FALSE": len(found) - alike}), slack)
+    """Each arithmetic has seeds of its own, so that no problem counts twice; true claims and false twins."""
+    for k, arithmetic in enumerate(ARITHMETICS):
+        found = [agreement(s, folder) for seed in range(k * seeds, (k + 1) * seeds) for s in subjects(seed, arithmetic)]
+        same = [a for a in found if a.rounded == a.exact and min(a.slack, default=0.0) >= 0]
+        aligned, slack = sum(a.aligned for a in same), np.concatenate([a.slack for a in found])
+        yield dated("agreement", arithmetic, len(found), alike=aligned, unaligned_alike=len(same) - aligned, unlike=len(found) - len(same),
+                    bounds=len(slack), slack_median=float(np.median(slack)), slack_max=float(slack.max()))
 
 
 def main(
@@ -112,9 +124,9 @@ def main(
         for rows in (trap_rows(5 * seeds, folder), agreement_rows(max(5, seeds), folder), mutant_rows(seeds, each, folder)):
             for row in rows:
                 append_row(RESULTS, row)
-                slack = "" if row.slack_median is None else f"  slack median {row.slack_median:.1e}, largest {row.slack_max:.1e}"
-                refused = f"{row.hash:5}{row.bound:6}{row.cover:6}{row.form:6}{row.bytes:6} refused"
-                print(f"{row.part:38}{row.kind:48}{row.tried:6} tried {refused} {row.harmless:6} harmless {row.false_accepted:4} FALSE" + slack)
+                numbers = {name: value for name, value in list(asdict(row).items())[2:-3] if value}
+                print(f"{row.part:38}{row.kind:48}" + "  ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                                                                for name, value in numbers.items()))
 
 
 if __name__ == "__main__":

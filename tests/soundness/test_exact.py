@@ -22,11 +22,11 @@ def check_agreement(found: list[Agreement]) -> None:
 
 
 def test_both_arithmetics_agree(tmp_path: Path) -> None:
-    some = [s for arithmetic in ("real", "float32") for s in subjects(0, arithmetic) if s.name.startswith(("mlp", "conv", "two"))]
+    some = [s for arithmetic in ("real", "float32") for s in subjects(0, arithmetic) if s.name.startswith(("mlp, seed", "two p"))]
     found = [agreement(s, tmp_path) for s in some]
     check_agreement(found)
     slack = np.concatenate([a.slack for a in found])
-    assert len(found) >= 20 and len(slack) > 150 and np.median(slack) < 1e-7
+    assert len(found) >= 8 and len(slack) > 50 and np.median(slack) < 1e-7
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from tests.soundness.traps import Trap
 
 FAMILIES: dict[str, Callable[[int], Iterator[Trap]]] = {
     "planted": lambda count: (traps.planted(seed, 1 + seed % 3, 4 + seed % 5) for seed in range(count)),
+    "planted, the tip": lambda count: (traps.planted_close(seed, 1 + seed % 3, 4 + seed % 5) for seed in range(count)),
     "thresholds": lambda count: (trap for made in traps.random_nets(count) for trap in traps.thresholds(*made)),
     "summation": lambda count: traps.summation(),
     "scales": lambda count: traps.scales(),
@@ -59,11 +60,11 @@ def check_family(family: str, count: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_false_claim_is_proved(family: str, tmp_path: Path) -> None:
-    check_family(family, 2, tmp_path)
+    check_family(family, 1, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["planted", "thresholds"])
+@pytest.mark.parametrize("family", ["planted", "planted, the tip", "thresholds"])
 def test_no_false_claim_is_proved_of_many(family: str, tmp_path: Path) -> None:
     check_family(family, 60, tmp_path)
 
@@ -87,7 +88,7 @@ def test_the_witnesses_break_their_claims() -> None:
 
 
 def test_onnxruntime_reaches_the_planted_counterexamples(tmp_path: Path) -> None:
-    for trap in FAMILIES["planted"](8):
+    for trap in FAMILIES["planted"](4):
         session = onnxruntime.InferenceSession(str(files(trap.net, [trap.claim], tmp_path).model), providers=["CPUExecutionProvider"])
         assert trap.witness is not None
         y = session.run(None, {"x": np.array([trap.witness[1]], np.float32)})[0]
@@ -109,7 +110,7 @@ def float_bound(trap: Trap, kind: type) -> float:
 @pytest.mark.parametrize(("kind", "arithmetic"), [(np.float32, "real"), (np.float64, "float32")])
 def test_a_float_solver_without_the_checker_proves_false_claims(kind: type, arithmetic: str) -> None:
     """float32 bounds prove what is false over the reals, float64 bounds what is false of float32."""
-    drawn = [trap for family in ("thresholds", "summation", "boxes") for trap in FAMILIES[family](6)]
+    drawn = [trap for family in ("thresholds", "summation", "boxes") for trap in FAMILIES[family](3)]
     tried = [t for t in drawn if is_false(t, arithmetic) and (arithmetic == "real" or t.real)]
     fooled = [trap.name for trap in tried if float_bound(trap, kind) > 0]
-    assert len(fooled) >= 5, fooled
+    assert len(fooled) >= 3, fooled

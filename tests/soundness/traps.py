@@ -80,7 +80,10 @@ def at(trap: Trap, *points: Sequence[float]) -> Trap:
 
 
 def planted(seed: int, n: int, width: int) -> Trap:
-    """A ReLU network and a narrow spike at a hidden point of the box, deep enough to break the claim there and nowhere far from it."""
+    """A ReLU network and a narrow spike at a hidden point of the box, deep enough to break the claim there and nowhere far from it.
+
+    It fools who samples; plain float bounds are not fooled, as the leaves around the tip all end in it and the least of their bounds counts.
+    """
     random = np.random.default_rng([seed, n, width])
     point = single(np.round(random.uniform(-0.9, 0.9, n) * 64) / 64)
     sharp, depth = float(2 ** random.integers(4, 9)), 4.0
@@ -93,6 +96,13 @@ def planted(seed: int, n: int, width: int) -> Trap:
     value = run_float32(net, point, ORDERS["forward"])[0]
     made = Trap(f"planted {n}x{width}, seed {seed}", net, above([-1] * n, [1] * n, float(value) + depth / 2), False)
     return at(made, tuple(point))
+
+
+def planted_close(seed: int, n: int, width: int) -> Trap:
+    """The same spike with a claim that only its tip breaks, by at most one ulp of float64: far less than float32 rounds."""
+    deep = planted(seed, n, width)
+    least, _ = smallest(deep.net, deep.claim.lower, deep.claim.upper, [1])
+    return Trap(f"{deep.name}, its tip", deep.net, above(deep.claim.lower, deep.claim.upper, just_above(least)), False)
 
 
 def thresholds(seed: int, net: Net, lower: Sequence, upper: Sequence) -> Iterator[Trap]:
@@ -212,6 +222,7 @@ def every(count: int) -> Iterator[Trap]:
     """All kinds; `count` sets how many are drawn of those with a seed."""
     for seed in range(count):
         yield planted(seed, 1 + seed % 3, 4 + seed % 5)
+        yield planted_close(seed, 1 + seed % 3, 4 + seed % 5)
     for made in random_nets(count):
         yield from thresholds(*made)
     for family in (summation, scales, boxes, decimals):
