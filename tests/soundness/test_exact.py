@@ -22,7 +22,7 @@ def check_agreement(found: list[Agreement]) -> None:
 
 
 def test_both_arithmetics_agree(tmp_path: Path) -> None:
-    some = [s for arithmetic in ("real", "float32") for s in subjects(0, arithmetic) if s.name.startswith(("mlp, seed", "two p"))]
+    some = [s for arithmetic in ("real", "float32") for s in subjects(0, arithmetic) if s.name.startswith(("wide, seed", "mlp, seed"))]
     found = [agreement(s, tmp_path) for s in some]
     check_agreement(found)
     slack = np.concatenate([a.slack for a in found])

@@ -44,7 +44,8 @@ def test_the_originals_are_accepted_and_their_twins_are_not(arithmetic: str, tmp
         assert judgement.verdict == ("accepted" if subject.true else "rejected"), (subject.name, judgement.sentence)
 
 
-@pytest.mark.parametrize(("arithmetic", "names"), [("real", ("two polytopes",)), ("float32", ("boxes", "wide, lemmas"))])
+@pytest.mark.parametrize(("arithmetic", "names"), [
+    pytest.param("real", ("two polytopes",), marks=pytest.mark.slow), ("float32", ("boxes", "wide, lemmas"))])
 def test_no_mutant_of_a_few_is_a_false_proof(arithmetic: str, names: tuple[str, ...], tmp_path: Path) -> None:
     some = [s for s in chosen(arithmetic) if s.name.rsplit(", ", 1)[0] in names]
     found = [o for s in some for o in outcomes(s, tmp_path, 1, 1)]

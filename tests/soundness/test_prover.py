@@ -33,6 +33,7 @@ def test_no_mutant_of_the_provers_certificates_is_a_false_proof(arithmetic: str,
     assert {"alpha: replaced", "beta: replaced", "boxes: a node dropped"} <= {o.kind for o in found}
 
 
+@pytest.mark.slow
 def test_no_mutant_of_a_tree_by_neurons_is_a_false_proof(tmp_path: Path) -> None:
     subject = next(made for made in pairs_by_neurons(tmp_path / "proved"))
     found = [o for s in subject for o in outcomes(s, tmp_path / "mutants", 0, 1)]

@@ -69,6 +69,7 @@ def test_no_false_claim_is_proved_of_many(family: str, tmp_path: Path) -> None:
     check_family(family, 60, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_true_by_less_than_float32_rounds_is_proved_of_the_reals(tmp_path: Path) -> None:
     kept = [trap for trap in FAMILIES["thresholds"](4) if trap.real and trap.float32 is False]
     said = [{judgement.verdict for arithmetic, judgement in verdicts(trap, tmp_path) if arithmetic == "real"} for trap in kept]
