@@ -179,10 +179,9 @@ def one_sided(kids: work.Work) -> work.Work:
     return replace(kids, domains=kids.domains.take(first), multipliers=kids.multipliers.take(first))
 
 
-def lost_half(boxes_left: tuple) -> tuple:
+def lost_half(halves: input_split.Boxes) -> input_split.Boxes:
     """Halves of boxes: the second ones are forgotten."""
-    half = len(boxes_left[0]) // 2
-    return tuple(t[:half] for t in boxes_left)
+    return halves.take(slice(len(halves) // 2))
 
 
 def cut_more(found: cutting.Cut) -> cutting.Cut:

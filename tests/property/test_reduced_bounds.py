@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_bound(seed: int) -> None:
     drawn = r.draw_domains(r.random_problem(seed, names), seed, 3)
     alpha, beta = 0.1 + 0.8 * drawn.multipliers.alpha, drawn.multipliers.beta
     ascent = _Ascent(drawn.stack, drawn.rows, drawn.domains, Multipliers(alpha, beta), Effort(1))
-    ascent.step(*ascent.bound(), 0)
+    ascent.step(*ascent.bound(Multipliers(alpha, beta)), 0)
     gradient = ascent.m / 0.1  # after one step Adam's mean is a tenth of the gradient
     step, base = 1e-6, r.bound_at(drawn, alpha, beta).lower
     compared = 0

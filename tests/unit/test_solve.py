@@ -183,7 +183,7 @@ def test_what_the_replay_denies_is_never_falsified(config: Config, monkeypatch: 
         mlp = random_mlp(seed)
         case = near_truth(mlp, seed, -0.05)
         case = replace(case, polytopes=(nets.shifted(Polytope(np.array([[1.0, 1.0]]), np.zeros(1)), 3.0),))
-        verdict = verifier.verify(mlp.graph(), spec_of(mlp, case), replace(config, timeout_s=5))
+        verdict = verifier.verify(mlp.graph(), spec_of(mlp, case), replace(config, timeout_s=30))
         assert verdict.status is Status.UNKNOWN and verdict.counterexample is None
         assert verdict.reason in (Reason.UNCONFIRMED, Reason.TIMEOUT)
     assert verdict.reason is Reason.UNCONFIRMED and "exact arithmetic" in verdict.sentence
