@@ -33,7 +33,7 @@ def check(options: CheckOptions) -> bool:
     else:
         print("accepted" if report.accepted else "rejected", flush=True)
     proved = f"The property is proved in {report.arithmetic} arithmetic"
-    tell(f"{proved if report.accepted else report.sentence.rstrip('.')} ({report.cases} cases, {report.leaves} leaves, {report.seconds:.2f} s).")
+    tell(f"{proved if report.accepted else report.sentence.rstrip('.')} (cases: {report.cases}, leaves: {report.leaves}, {report.seconds:.2f} s).")
     return report.accepted
 
 
