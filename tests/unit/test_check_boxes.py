@@ -33,3 +33,17 @@ def test_rows_are_summed_by_their_weights(offset: float, weight: list[float] | N
     failures = check_case(graph, [stated, boxes(weight)], deployed)
     assert [(failure.polytope, failure.tree, failure.leaf) for failure in failures] == ([] if proved else [(0, 0, 0)])
     assert all(failure.bound <= 0 for failure in failures)
+
+
+@pytest.mark.parametrize(("offset", "split", "proved"), [(-0.01, 1000.0, True), (-0.01, None, False), (0.0, 1000.0, False), (-1e-6, 1000.0, False)])
+def test_a_runtimes_errors_are_those_of_the_boxes(offset: float, split: float | None, proved: bool) -> None:
+    """y = relu(x) on [0, 1e6] is off by half in float32 somewhere, by less than a thousandth below 1000: y <= offset is excluded box by box."""
+    graph = Mlp(((np.ones((1, 1)), np.zeros(1)), (np.ones((1, 1)), np.zeros(1)))).graph()
+    arrays = {
+        "lower": np.zeros(1), "upper": np.full(1, 1e6), "output": np.ones((1, 1)), "offset": np.full(1, offset),
+        "neuron": np.zeros((0, 2), np.int32), "kept": np.zeros(0, np.uint32),
+    }
+    tree = [-1] if split is None else [0, -1, -1]
+    record = Record("BOXS", {}, {"tree": np.array(tree, np.int32), "point": np.array([split or 0.0, 0.0, 0.0][:len(tree)])})
+    failures = check_case(graph, [Record("CASE", {"rows": [1], "nodes": []}, arrays), record], True)
+    assert [failure.leaf for failure in failures] == ([] if proved else [0])

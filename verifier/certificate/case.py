@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from verifier.certificate.arithmetic import FLOAT32, Arithmetic
-from verifier.certificate.bound import CHUNK, Multipliers, Rows, bound, eliminate
+from verifier.certificate.arithmetic import FLOAT32, Arithmetic, Rounded
+from verifier.certificate.bound import CHUNK, Multipliers, Problem, Rows, bound, eliminate
 from verifier.certificate.boxes import TOGETHER, box_bounds, combined_bound, narrowed_problem
 from verifier.certificate.reduce import Statement, reduce
 from verifier.certificate.schema import CertificateError, Record
@@ -54,7 +54,8 @@ class Case:
         names = {(nodes[node], neuron): k for k, (node, neuron) in enumerate(table.tolist())}
         self.neurons, self.kept = len(table), frozenset(record.array("kept", "u4", (None,)).tolist())
         self.statement = Statement(lower, upper, output, given, offset, names, self.kept)
-        self.problem = reduce(graph, self.statement, arithmetic, FLOAT32 if deployed else None)
+        self.graph, self.runtime = graph, FLOAT32 if deployed else None
+        self.problem = reduce(graph, self.statement, arithmetic, self.runtime)
         self.open: dict[int, Failure] = {}
         found = bound(self.problem, self.problem.rows, self.problem.lower, self.problem.upper)
         for k, rows in enumerate(self._polytopes()):
@@ -170,6 +171,32 @@ class Case:
         problem, (lower, upper), weight = self.problem, (side[at] for side in boxes), None if weight is None else weight[at]
         if len(lower) > 8:
             problem = narrowed_problem(problem, lower.min(0), upper.max(0), frozenset())
+        failures = self._unproved(problem, (lower, upper), weight)
+        return self._anew((lower, upper), weight, failures) if failures and self.runtime and isinstance(self.arithmetic, Rounded) else failures
+
+    def _anew(self, boxes: tuple[np.ndarray, np.ndarray], weight: np.ndarray | None, failures: list) -> list[tuple[int, int, float]]:
+        """What is still not proved when the network is reduced again over the hull of the failed boxes: a runtime's errors are smaller there."""
+        index, free = np.array(sorted({leaf for leaf, _, _ in failures})), self.problem.free
+        center, radius, n = self.problem.center, self.problem.radius, len(free)
+        room = 2.0**-50 * (abs(center) + radius)
+        low, high = (center + radius * side[index, :n] + sign * room for side, sign in zip(boxes, (-1, 1)))
+        lower, upper = self.statement.lower.copy(), self.statement.upper.copy()
+        lower[free], upper[free] = np.maximum(lower[free], low.min(0)), np.minimum(upper[free], high.max(0))
+        problem = reduce(self.graph, replace(self.statement, lower=lower, upper=upper, kept=frozenset()), self.arithmetic, self.runtime)
+        place, ones = np.searchsorted(free, problem.free), np.ones((len(index), problem.A.shape[1]))
+        scaled = -ones, ones.copy()
+        for side, ends, sign in zip(scaled, (low, high), (-1, 1)):
+            side[:, :len(place)] = np.clip((ends[:, place] - problem.center) / problem.radius + sign * 2.0**-45, -1, 1)
+        left = [(int(index[leaf]), k, value) for leaf, k, value in self._unproved(problem, scaled, None if weight is None else weight[index])]
+        if not left or len(index) == 1:
+            return left
+        halves = (index[:len(index) // 2], index[len(index) // 2:])
+        parts = [[failure for failure in left if failure[0] in half] for half in halves]
+        return [failure for part in parts if part for failure in self._anew(boxes, weight, part)]
+
+    def _unproved(self, problem: Problem, boxes: tuple[np.ndarray, np.ndarray], weight: np.ndarray | None) -> list[tuple[int, int, float]]:
+        """(leaf, polytope, bound) of what one problem does not prove on the boxes."""
+        lower, upper = boxes
         low, high, found = box_bounds(problem, lower, upper)
         failures = []
         for leaf in range(len(lower)):
