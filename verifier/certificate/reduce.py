@@ -20,8 +20,8 @@ from verifier.graph.ir import Graph, Node
 
 THIN = 1e-12
 """Inputs whose interval is thinner than this, relative to their size, are constants with an error."""
-LAYER_ERRORS, SYMBOLS = 6000, 12_000
-"""Most active neurons of one layer whose errors become symbols, while there are no more symbols than this in all."""
+LAYER_ERRORS, FEW_INPUTS, LARGE_LAYER_ERRORS = 2048, 64, 6000
+"""Most active neurons of one layer whose errors become symbols: more where there are few inputs, so that the columns stay few."""
 MOST_EXACT = 100_000
 """Most weights of a network in rationals."""
 MOST = 2**30
@@ -187,7 +187,7 @@ class _Builder:
         active = active & ~stays
         index = np.nonzero(stays)[0]
         columns, error = value.columns * active, np.where(active, value.error, np.where(stays, 0, np.maximum(upper, 0)))
-        if self.runtime and 0 < active.sum() <= min(LAYER_ERRORS, SYMBOLS - len(self.low)):
+        if self.runtime and 0 < active.sum() <= (LARGE_LAYER_ERRORS if len(self.problem.free) <= FEW_INPUTS else LAYER_ERRORS):
             own = np.nonzero(active & (error > 0))[0]
             columns = np.concatenate([columns, np.zeros((len(own), len(lower)), columns.dtype)])
             columns[np.arange(len(columns) - len(own), len(columns)), own], error = error[own], 0 * error
