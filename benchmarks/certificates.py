@@ -123,7 +123,9 @@ def measure(instance: Instance, options: Options, command: Command, earlier: Com
         checked = command(["check", *problem, str(path)], CHECK_LIMIT_S) if size else Answer({}, "", 0.0)
     said, verdict = proved.said, proved.said.get("verdict", "error")
     word = "" if not size else {True: "accepted", False: "rejected", None: "error"}[checked.said.get("accepted")]
-    lacks = (said.get("lacks") or "") if (verdict, word) == ("unsat", "accepted") else f"{said.get('reason', '')}: {proved.sentence}".removeprefix(": ")
+    lacks = said.get("lacks") or ""
+    if (verdict, word) != ("unsat", "accepted"):
+        lacks = f"{said.get('reason', '')}: {proved.sentence}".removeprefix(": ")
     return {
         "before": "" if before is None else before.said.get("verdict", "error"), "before_wall_s": 0.0 if before is None else round(before.wall_s, 3),
         "before_s": 0.0 if before is None else before.said.get("seconds", 0.0), "verdict": verdict, "proved": said.get("proved", ""),

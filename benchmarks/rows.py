@@ -34,9 +34,9 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A verdict of the competition's words, or `error` with the sentence as reason. `witness` is valid, invalid or empty; `proved` is the arithmetic of an
+    """A verdict of the competition's words, or `error` with the sentence as reason.
 
-    accepted proof.
+    `witness` is valid, invalid or empty; `proved` is the arithmetic of the accepted proof.
     """
 
     benchmark: str

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from verifier.bab.input_split import InputSearch
 from verifier.bab.driver import Search
+from verifier.bab.input_split import InputSearch
 from verifier.bab.ladder import Climb, Outcome, go_on
 from verifier.certificate.case import Failure
 from verifier.certificate.emit import Table, proof_records, reopen

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.acceptance import Acceptance, accept
 from verifier.attack.confirm import Replay, confirm, replay_graph, replay_onnx
 from verifier.attack.pgd import pgd
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance
-from verifier.acceptance import Acceptance, accept
 from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_of, solve_problem
 from verifier.bab.log import Log
 from verifier.certificate.emit import Table, case_record
@@ -120,6 +120,10 @@ class _Job:
     def open(self) -> bool:
         return self.found is None and self.failure is None and self.acceptance is None and (self.outcome is None or not self.outcome.proved)
 
+    @property
+    def accepted(self) -> bool:
+        return self.acceptance is not None and bool(self.acceptance.arithmetic)
+
     def offer(self, polytope: int, points: np.ndarray, by: str) -> bool:
         """Whether a point of `(K, n_in)` passes the gate."""
         for x in points:
@@ -210,7 +214,7 @@ class _Run:
             climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
             gate, table = self.gates[job.spec], Table.of(self.graph, job.problem.neuron)
             number = self._number(job)
-            checker = CaseGate(gate, number, case_record(job.case, table), climb.deadline)
+            checker = CaseGate(gate, number, case_record(job.case, table, self.specs[job.spec].n_out), climb.deadline)
             job.acceptance = accept(job.outcome, checker, table, self.claims, climb, begin_s)
             job.outcome, job.problem = job.acceptance.outcome, None
             if job.acceptance.arithmetic:
@@ -298,7 +302,7 @@ class _Run:
         if found is not None:
             sentence = f"Counterexample found by {found.found_by}, replayed with margin {found.found.margin:.3g}."
             return Verdict(Status.FALSIFIED, Reason.REPLAYED, sentence, engine=found.found_by, counterexample=found.found)
-        if not any(job.open or job.failure for job in jobs):
+        if all(job.accepted for job in jobs):
             if not jobs:
                 empty = Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification")
                 return self._certified(k, empty)

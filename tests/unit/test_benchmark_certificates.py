@@ -1,4 +1,4 @@
-"""The benchmark of proofs: rows survive the file, nothing is measured twice, and the table tells what is lost and what is proved over the reals only."""
+"""The benchmark of proofs: rows survive the file, nothing is measured twice, the table tells what is lost and what is proved over the reals only."""
 from __future__ import annotations
 
 from collections.abc import Sequence

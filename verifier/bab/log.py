@@ -104,8 +104,8 @@ class Lemma:
 class Log:
     """A search over the neurons of `problem`: its tree, the domains that were closed, and the multipliers that linear programs gave.
 
-    `lemmas`: what was shown before; names of neurons `(U, 2)` among them say that the problem was made anew, of these. `root`: by polytope, the number
-    of its root. `programs`: by region, (weight (R,), nu (U,)).
+    `lemmas`: what was shown before; names of neurons `(U, 2)` among them say that the problem was made anew, of these.
+    `root`: by polytope, the number of its root. `programs`: by region, (weight (R,), nu (U,)).
     """
 
     problem: ReducedProblem

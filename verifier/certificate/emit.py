@@ -74,7 +74,7 @@ def proof_records(table: Table, by: Search | InputSearch) -> Iterator[Record]:
             yield Record("STEP", {}, {"kept": part})
 
 
-def case_record(case: Case, table: Table) -> Record:
+def case_record(case: Case, table: Table, n_out: int) -> Record:
     """The CASE: what is stated, and the neurons that a proof may speak of.
 
     The box is larger by an ulp, because its decimals may not be floats, a zero being exact; and an input that is fixed reaches a runtime as the
@@ -86,8 +86,8 @@ def case_record(case: Case, table: Table) -> Record:
     lower = np.where(fixed, np.minimum(lower, received), lower)
     upper = np.where(fixed, np.maximum(upper, received), upper)
     arrays: dict[str, Any] = {
-        "lower": lower, "upper": upper, "output": np.concatenate([p.output for p in case.polytopes]).astype(float),
-        "offset": np.concatenate([p.offset for p in case.polytopes]).astype(float), "neuron": table.neuron,
+        "lower": lower, "upper": upper, "output": np.concatenate([np.zeros((0, n_out)), *(p.output for p in case.polytopes)]),
+        "offset": np.concatenate([np.zeros(0), *(p.offset for p in case.polytopes)]), "neuron": table.neuron,
         "kept": np.arange(len(table.neuron), dtype=np.uint32),
     }
     if any(p.input is not None for p in case.polytopes):

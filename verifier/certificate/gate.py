@@ -36,7 +36,7 @@ States = tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray, np.nda
 
 def network_of(graph: Graph) -> Graph:
     """The network that the checker follows: that of the file, as the loader reads it, or the graph itself where it comes from none."""
-    if graph.raw is not None:
+    if graph.raw is not None and graph.source:
         return graph.raw
     return load_onnx(graph.source) if graph.source else graph.to_numpy()
 

@@ -8,6 +8,7 @@ An image counts as certified only if the checker accepted the file that lies in 
 """
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,8 +20,8 @@ import torch
 from verifier.bab.budget import Deadline, Listener, Progress
 from verifier.certificate.check import check
 from verifier.certificate.emit import Table, case_record
-from verifier.certificate.schema import CertificateError, Record
 from verifier.certificate.gate import CaseGate, Gate, network_of
+from verifier.certificate.schema import CertificateError, Record
 from verifier.config import CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
@@ -144,7 +145,7 @@ class ProvingSolver:
 
 def _bare(graph: Graph, case: Case) -> Record:
     """The case without a table of neurons, since no tree will speak of them."""
-    return case_record(case, Table.of(graph, torch.zeros(0, 2)))
+    return case_record(case, Table.of(graph, torch.zeros(0, 2)), math.prod(graph.output_shape))
 
 
 def _proved(engine: str, seconds: float, lower: float | None, wanted: CertificateConfig, arithmetic: str) -> Verdict:
