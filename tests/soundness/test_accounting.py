@@ -1,6 +1,6 @@
 """Every line of the error accounting: the worst that a runtime may compute, node by node, lies within what the checker proves; without the line not.
 
-The runtime is simulated: each node's value is moved by all that docs/certificate.md allows, with the signs that lower the output most (the gradient's).
+The runtime is simulated: each node's value is moved by all that docs/certificate.md allows, with the signs that lower the output most.
 The networks mix what hides errors: huge terms that cancel, dead neurons beside active ones, summands worked into long sums.
 """
 from __future__ import annotations
@@ -245,7 +245,7 @@ def test_rationals_lie_within_the_slack(name: str) -> None:
         rounded, exact = (problem_of(graph, (point, point), np.ones(prod(graph.output_shape)), kind, runtime).rows for kind in (Rounded(), Exact()))
         if rounded.w.shape == exact.w.shape and not rounded.w.size:
             room = (rounded.slack - exact.slack).astype(float) + abs(rounded.a).sum(1) - abs(exact.a).sum(1).astype(float)
-            assert (abs((Exact().array(rounded.b) - exact.b)).astype(float) <= room + 1e-30).all()
+            assert (abs(Exact().array(rounded.b) - exact.b).astype(float) <= room + 1e-30).all()
 
 
 # The accounting with one line dropped. Each names a network that must then be proved wrongly.
@@ -261,7 +261,8 @@ def nothing_fused(patch: pytest.MonkeyPatch) -> None:
 
 def not_carried(patch: pytest.MonkeyPatch) -> None:
     right = affine.Affine.absolute
-    patch.setattr(affine.Affine, "absolute", lambda self, inputs: right(self, inputs) * np.array([0.0, 1, 1]).reshape(-1, *(1,) * len(self.node.shape)))
+    shape = lambda self: (-1, *(1,) * len(self.node.shape))  # noqa: E731
+    patch.setattr(affine.Affine, "absolute", lambda self, inputs: right(self, inputs) * np.array([0.0, 1, 1]).reshape(shape(self)))
 
 
 def values_without_errors(patch: pytest.MonkeyPatch) -> None:
