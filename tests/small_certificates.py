@@ -10,7 +10,7 @@ import numpy as np
 
 from verifier.bab.driver import Search
 from verifier.bab.input_split import InputSearch
-from verifier.certificate.arithmetic import FLOAT64
+from verifier.certificate.arithmetic import ROUNDED, RUNTIMES
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.emit import Table, case_record, proof_records
 from verifier.certificate.property import property_digest
@@ -58,6 +58,6 @@ def case_records(graph: Graph, asked: Asked, problem: ReducedProblem, by: Search
 def check_case(graph: Graph, records: Iterable[Record], claim: str = "real") -> list[Failure]:
     """What the records of one case, CASE first, leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
     records = iter(records)
-    case = Case(graph, next(records), claim, FLOAT64, 0)
+    case = Case(graph, next(records), RUNTIMES[claim], ROUNDED, 0)
     assert case.run(records, lambda: None) is None, "other records follow"
     return case.failures()

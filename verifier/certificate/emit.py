@@ -93,7 +93,11 @@ def case_record(case: Case, table: Table, n_out: int) -> Record:
     if any(p.input is not None for p in case.polytopes):
         none = np.zeros_like(lower)
         arrays["input"] = np.concatenate([np.tile(none, (len(p.offset), 1)) if p.input is None else p.input for p in case.polytopes]).astype(float)
-    return Record("CASE", {"rows": [len(p.offset) for p in case.polytopes], "nodes": list(table.nodes)}, arrays)
+    fields = {"rows": [len(p.offset) for p in case.polytopes], "nodes": list(table.nodes)}
+    if case.ball is not None:
+        arrays |= {"center": case.ball.center, "radius": np.array([case.ball.radius])}
+        fields["norm"] = case.ball.norm
+    return Record("CASE", fields, arrays)
 
 
 def _trees(log: Log, table: Table) -> list[_Trees | np.ndarray]:
