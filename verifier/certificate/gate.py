@@ -27,8 +27,8 @@ from verifier.errors import OutOfTime, SpecError, UnsupportedError, VerifierErro
 from verifier.graph.ir import Graph
 from verifier.graph.onnx_file import model_digest
 from verifier.graph.onnx_load import load_onnx
-from verifier.spec.spec import Case as Asked
 from verifier.spec.spec import Ball, Polytope, Spec
+from verifier.spec.spec import Case as Asked
 
 REAL = "real"
 States = tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]

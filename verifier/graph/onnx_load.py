@@ -15,10 +15,10 @@ from verifier.errors import ModelError, ShapeError, UnsupportedError, VerifierEr
 from verifier.graph.ir import Graph, Node
 from verifier.graph.onnx_elementwise import ELEMENTWISE
 from verifier.graph.onnx_file import (
+    arithmetic_of,
     array_of,
     attributes_of,
     compute,
-    computes_in_float32,
     first_line,
     inferred_shapes,
     input_of,
@@ -114,7 +114,7 @@ class _Loader:
         result = self.values.get(self.output)
         if not isinstance(result, Variable):
             raise ModelError(f"output {self.output!r} does not depend on the input, so there is nothing to verify.")
-        arithmetic = "float32" if computes_in_float32(self.model) else ""
+        arithmetic = arithmetic_of(self.model)
         return Graph(tuple(self.build.nodes.values()), result.name, self.source, tuple(self.computed), arithmetic)
 
     def read_constants(self) -> None:
