@@ -18,7 +18,6 @@ from verifier.attack.pgd import pgd
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance
 from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_of, solve_problem
-from verifier.bab.log import Log
 from verifier.certificate.emit import Table, case_record
 from verifier.certificate.gate import REAL, CaseGate, Gate, network_of
 from verifier.config import AttackConfig, CertificateConfig, Config
@@ -196,8 +195,8 @@ class _Run:
             deadline = Deadline.after(self._left_s(job))
             double = self.small and _free_inputs(job.case) <= FEW_INPUTS
             graph = self.source.to(self.device, torch.float64) if double else self.graph
-            search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s)))
-            job.problem, search.log = search.problem, Log(search.problem)
+            job.problem = build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s))
+            search = Search(self.jobs.index(job), job.problem)
             job.unstable = search.problem.unstable
             open_root(search, deadline)
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
