@@ -14,7 +14,7 @@ from tests.conftest import SHARED
 from tests.formulas import box, declared, holds
 from tests.property.test_vnnlib_fuzz import N_IN, N_OUT, NAMES, constants, points
 from verifier.certificate import property as checked
-from verifier.certificate.property import Property, Row, covered, read_property
+from verifier.certificate.property import Form, Property, covered, read_property
 from verifier.spec.normal import load_vnnlib
 from verifier.spec.spec import Spec
 
@@ -23,10 +23,10 @@ Disjunct = tuple[tuple[float, ...], tuple[float, ...], frozenset]
 
 def of_reader(prop: Property) -> set[Disjunct]:
     """(lower, upper, rows) of each disjunct, bounds rounded to nearest."""
-    return {disjunct([*prop.common.items(), *part.items()], prop.n_in) for part in prop.disjuncts}
+    return {disjunct([(form, near) for form, (near, _) in (*prop.common.items(), *part.items())], prop.n_in) for part in prop.disjuncts}
 
 
-def disjunct(rows: Iterable[Row], n_in: int) -> Disjunct:
+def disjunct(rows: Iterable[tuple[Form, float]], n_in: int) -> Disjunct:
     """Bounds of single inputs, and the least offset of every other row that says something."""
     least: dict = {}
     for form, offset in rows:
@@ -36,11 +36,11 @@ def disjunct(rows: Iterable[Row], n_in: int) -> Disjunct:
 
 
 def cases_of(spec: Spec) -> list:
-    """The cases as a certificate states them: boxes rounded outwards."""
+    """The cases as a certificate states them: what a runtime receives for their boxes."""
     found = []
     for case in spec.cases:
         polytopes = [(p.output, p.offset, np.zeros((len(p.offset), spec.n_in)) if p.input is None else p.input) for p in case.polytopes]
-        found.append((np.nextafter(case.lower, -np.inf), np.nextafter(case.upper, np.inf), polytopes))
+        found.append((*case.received(), polytopes))
     return found
 
 
@@ -61,7 +61,7 @@ def complaints(path: Path) -> list[str]:
     return [*sizes, *same, *filter(None, [covered(prop, cases_of(spec))])]
 
 
-PROPERTIES = sorted((SHARED / "vnncomp").rglob("*.vnnlib.gz"))
+PROPERTIES = [path for path in sorted((SHARED / "vnncomp").rglob("*.vnnlib.gz")) if path.stat().st_size < 80_000]  # larger: minutes
 
 
 @pytest.mark.parametrize("path", PROPERTIES[::6], ids=lambda p: p.name)
@@ -114,7 +114,7 @@ def test_no_unsafe_point_is_lost(tmp_path_factory: pytest.TempPathFactory, parts
     prop = read_property(path)
     for point in points(seed, generic=False):
         values = dict(zip(NAMES, point))
-        inside = [all(said(form, values) <= offset for form, offset in (*prop.common.items(), *part.items())) for part in prop.disjuncts]
+        inside = [all(said(form, values) <= Fraction(exact) for form, (_, exact) in (*prop.common.items(), *part.items())) for part in prop.disjuncts]
         assert any(inside) or not holds(text, values)
 
 

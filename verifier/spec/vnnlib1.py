@@ -36,7 +36,7 @@ _NUMBER_ONLY = re.compile(_NUMBER)
 _LONG_NUMBER = re.compile(r"[-+]?\.?[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?")
 _COMMENT = re.compile(r"\"[^\"]*\"|\|[^|]*\||;[^\n]*")
 _COMPARISONS = ("<=", ">=", "<", ">", "=")
-_IGNORED_COMMANDS = ("set-logic", "set-info", "set-option", "check-sat", "get-model", "exit")
+_IGNORED_COMMANDS = ("set-logic", "set-info", "set-option", "get-model")
 _SECOND_EDITION = ("vnnlib-version", "declare-network", "declare-input", "declare-output", "declare-hidden")
 
 
@@ -139,7 +139,10 @@ def parse_vnnlib1(text: str, name: str = "property") -> Property:
     integers: list[Variable] = []
     names: dict[str, Variable] = {}
     asserts: list[Formula] = []
+    ended = False
     for statement in _statements(source, names):
+        if ended and (isinstance(statement, Compare) or _command(statement, source) == "assert"):
+            raise source.error(statement.at, "an assert stands behind check-sat or exit, so it is not part of the property: remove it or move it up.")
         if isinstance(statement, Compare):
             asserts.append(statement)
             continue
@@ -156,6 +159,8 @@ def parse_vnnlib1(text: str, name: str = "property") -> Property:
                 raise _declared_twice(name_of_variable, statement.at, source)
             names[name_of_variable] = variable
             integers += [variable] if sort == "Int" else []
+        elif command in ("check-sat", "exit"):
+            ended = True
         elif command not in _IGNORED_COMMANDS:
             raise _unknown_command(command, statement.at, source)
     n_in, n_out = _count(source, names, "X", "inputs"), _count(source, names, "Y", "outputs")
