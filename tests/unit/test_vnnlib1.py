@@ -126,6 +126,6 @@ def test_what_is_not_read_is_said(text: str, said: str) -> None:
 
 def test_gzip_bombs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.gz"
-    path.write_bytes(gzip.compress(b" " * 2**27, 1))
+    path.write_bytes(gzip.compress(b" " * 2**26))
     with pytest.raises(SpecError, match="bytes of text"):
         read_vnnlib1(path)

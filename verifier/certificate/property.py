@@ -24,14 +24,14 @@ from verifier.errors import SpecError
 
 MOST_DISJUNCTS, MOST_NUMBERS, MOST_DEPTH, MOST_BITS = 20_000, 8_000_000, 100, 100_000
 """What `and`s and `or`s multiply out to, numbers written for it, depth of parentheses, bits of a fraction."""
-MOST_BYTES, MOST_UNPACKING, SMALL_BYTES = 2**30, 256, 2**26
+MOST_BYTES, MOST_UNPACKING, SMALL_BYTES = 2**28, 128, 2**25
 """Of the text: in all, and how many times its packed size where it has more than SMALL_BYTES."""
 LEAST, LARGEST = 2.0**-1022, 2.0**100
 """Sizes of the numbers that are read: coefficients that are not 0, and offsets, which may also be smaller."""
 _NUMERAL = r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?"
-_WORD = re.compile(  # a comparison, in an assert or not; a declaration; a comment; a quotation, one word whatever it holds; any other word
+_WORD = re.compile(  # a comparison, in an assert or not; a declaration; a comment; a quotation, one word whatever it holds; any other word; a waste of spaces
     rf"\(\s*(assert\s*\(\s*)?([<>]=?)\s+([XY]_[0-9]+)\s+({_NUMERAL}|[XY]_[0-9]+)\s*\)(?(1)\s*\))|\(\s*declare-const\s+([XY]_[0-9]+)\s+Real\s*\)"
-    r"""|;[^\n]*|"[^"]*"|\|[^|]*\||[()"|]|[^\s();"|]+"""
+    r"""|;[^\n]*|"[^"]*"|\|[^|]*\||[()"|]|[^\s();"|]+|\s{64,}"""
 )
 _NUMBER, _VARIABLE = re.compile(_NUMERAL), re.compile(r"[XY]_(?:0|[1-9][0-9]{0,8})")
 _NEGATED = {"<=": ">", ">=": "<", "<": ">=", ">": "<="}
@@ -81,7 +81,7 @@ def read_property(path: str | Path, n_in: int | None = None, n_out: int | None =
         SpecError: the file cannot be read, says what this reader does not know (names file and line), or is of other sizes.
     """
     text, reader, at = _bytes_of(path).decode("utf-8-sig", "replace"), _Reader(), 0
-    words = (word for word in _WORD.finditer(text) if word[0][0] != ";")
+    words = (word for word in _WORD.finditer(text) if word[0][0] != ";" and not word[0][0].isspace())
     try:
         for word in words:
             at = word.start()

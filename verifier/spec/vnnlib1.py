@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from verifier.errors import SpecError
 
 MAX_DEPTH = 100
-MAX_BYTES, MAX_UNPACKING, SMALL_BYTES = 2**30, 256, 2**26
+MAX_BYTES, MAX_UNPACKING, SMALL_BYTES = 2**28, 128, 2**25
 """Of a property: its text at most, and how many times its packed size where it has more than SMALL_BYTES (the largest public one has 60 times)."""
 
 _VARIABLE = r"[XY]_(?:0|[1-9][0-9]{0,8})(?![^\s()])"
@@ -30,6 +30,7 @@ _TOKEN = re.compile(
     rf"(?P<assert>\(\s*assert\s*)?\(\s*(?P<op><=|>=)\s+(?P<left>{_VARIABLE})\s+(?:(?P<number>{_NUMBER})|(?P<right>{_VARIABLE}))\s*\)(?(assert)\s*\))"
     rf"|\(\s*declare-const\s+(?P<declared>{_VARIABLE})\s+Real\s*\)"
     r"|(?P<token>[()]|\"[^\"]*\"|\|[^|]*\||[^\s()\"|]+|[\"|])"
+    r"|\s{64,}"
 )
 _VARIABLE_ONLY = re.compile(_VARIABLE)
 _NUMBER_ONLY = re.compile(_NUMBER)
@@ -208,6 +209,8 @@ def _statements(source: Source, names: dict[str, Variable]) -> Iterator[_List | 
     stack: list[_List] = []
     for match in _TOKEN.finditer(text):
         token = match["token"]
+        if match.lastgroup is None:
+            continue
         if token is None:
             item = _simple(match, source, names, not stack)
             if stack:
