@@ -31,6 +31,7 @@ from verifier.graph.onnx_file import (
 )
 from verifier.graph.onnx_linear import LINEAR
 from verifier.graph.onnx_lowering import Lower, Lowering, OnnxNode, Value, Variable
+from verifier.graph.onnx_resize import RESIZES
 from verifier.graph.onnx_shapes import SHAPES
 from verifier.graph.onnx_windows import WINDOWS
 
@@ -55,7 +56,7 @@ def supported_operations() -> tuple[str, ...]:
 
 
 def _lowerings() -> dict[str, Lower]:
-    return {**ELEMENTWISE, **LINEAR, **SHAPES, **WINDOWS}
+    return {**ELEMENTWISE, **LINEAR, **RESIZES, **SHAPES, **WINDOWS}
 
 
 def load_onnx(path: str | Path) -> Graph:
