@@ -82,7 +82,9 @@ def _away(places: np.ndarray) -> np.ndarray:
 
 
 def nearest_indices(node: OnnxNode, size: int, new_size: int, scale: np.float32) -> np.ndarray:
-    """Which of `size` values each of `new_size` ones copies, `(new_size,)` int64."""
+    """Which of `size` values each of `new_size` ones copies, `(new_size,)` int64; at a scale of 1 each its own, wherever its place lies."""
+    if scale == 1:
+        return np.arange(new_size)
     places = old_places(node, size, new_size, scale)
     rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
     if node.op == "Upsample" or node.opset < 11:
