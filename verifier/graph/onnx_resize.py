@@ -14,6 +14,9 @@ from verifier.errors import ModelError, UnsupportedError
 from verifier.graph.onnx_lowering import MOST_VALUES, Lower, Lowering, OnnxNode, Shape, Value, positive_axes
 
 _HALF = np.float32(0.5)
+# How near to the middle of two values a place is that onnxruntime 1.31 takes for the middle itself. Older ones ask for equality: where that is
+# another pixel, the comparison with the runtime sees it.
+_MIDWAY = np.float32(1e-6)
 _ROUNDINGS = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
 
 
@@ -91,11 +94,11 @@ def nearest_indices(node: OnnxNode, size: int, new_size: int, scale: np.float32)
         found = np.ceil(places) if scale < 1 else np.trunc(places)
     elif rounding not in _ROUNDINGS:
         raise ModelError(f"Resize {node.name!r} has the unknown nearest_mode {rounding!r}.")
-    elif rounding in ("floor", "ceil"):
-        found = np.floor(places) if rounding == "floor" else np.ceil(places)
     else:
-        tie = (places == np.trunc(places) + _HALF) & (rounding == "round_prefer_floor")
-        found = np.where(tie, np.floor(places), _away(places))
+        found = np.floor(places) if rounding.endswith("floor") else np.ceil(places)
+        if rounding.startswith("round"):
+            midway = np.abs(places - np.floor(places) - _HALF) <= _MIDWAY
+            found = np.where(midway, found, _away(places))
     return np.clip(found, 0, size - 1).astype(np.int64)
 
 
@@ -111,6 +114,10 @@ def old_places(node: OnnxNode, size: int, new_size: int, scale: np.float32) -> n
         return (new + _HALF) / scale - _HALF
     if where == "align_corners" and new_size > 1:
         return new * np.float32(size - 1) / np.float32(new_size - 1)
+    if where == "half_pixel_symmetric":
+        center = np.float32(size) / np.float32(2)
+        shift = center * (np.float32(1) - np.float32(new_size) / (scale * np.float32(size)))
+        return (np.float64(shift) + (new.astype(np.float64) + 0.5) / np.float64(scale) - 0.5).astype(np.float32)
     if where in ("align_corners", "pytorch_half_pixel"):
         return np.zeros(1, np.float32)
     raise UnsupportedError(f"the coordinates {where!r}")
