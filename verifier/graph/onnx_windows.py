@@ -160,8 +160,9 @@ def transposed_pads(node: OnnxNode, window: Window, spatial: Shape, free: Shape)
             return window
         wanted = tuple(size * s for size, s in zip(spatial, window.strides))
     totals = tuple(f - w for f, w in zip(free, tuple(wanted)[-len(spatial):]))
-    if min(totals) < 0:
+    if min(totals) < 0 and "output_shape" in node.attributes:
         raise UnsupportedError(f"the output shape {tuple(wanted)}, which would need negative pads")
+    totals = tuple(max(t, 0) for t in totals)
     return Window(window.kernel, window.strides, window.dilations, split_pads(totals, mode == "SAME_UPPER"))
 
 
