@@ -52,7 +52,7 @@ def from_bytes(data: bytes) -> list[Record]:
 def case_records(graph: Graph, asked: Asked, problem: ReducedProblem, by: Search | InputSearch) -> list[Record]:
     """The records of the proof of one case, CASE first; `problem` is the reduced one before branch and bound."""
     table = Table.of(graph, problem.neuron)
-    return [case_record(asked, table, int(np.prod(graph.output_shape))), *proof_records(table, by)]
+    return [case_record(asked, table, int(np.prod(graph.output_shape)), graph.input_type), *proof_records(table, by)]
 
 
 def check_case(graph: Graph, records: Iterable[Record], claim: str = "real") -> list[Failure]:

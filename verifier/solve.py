@@ -213,7 +213,7 @@ class _Run:
             climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
             gate, table = self.gates[job.spec], Table.of(self.graph, job.problem.neuron)
             number = self._number(job)
-            checker = CaseGate(gate, number, case_record(job.case, table, self.specs[job.spec].n_out), climb.deadline)
+            checker = CaseGate(gate, number, case_record(job.case, table, self.specs[job.spec].n_out, gate.network.input_type), climb.deadline)
             job.acceptance = accept(job.outcome, checker, table, self.claims, climb, begin_s)
             job.outcome, job.problem = job.acceptance.outcome, None
             if job.acceptance.arithmetic:
@@ -416,7 +416,7 @@ def claims_of(network: Graph, wanted: str) -> tuple[str, ...]:
     """
     own = network.arithmetic
     if wanted not in ("auto", REAL, own):
-        said = f"computes in {own}" if own else "mixes floating types"
+        said = f"computes in {own}" if own else network.mixed or "has no arithmetic of its own"
         raise VerifierError(f"The network {network.source or 'given'} {said}, so nothing is said of {wanted} here: use --arithmetic auto or real.")
     return (wanted,) if wanted != "auto" else (own, REAL) if own else (REAL,)
 

@@ -25,7 +25,6 @@ from verifier.certificate.schema import Record, make_room, write_header, write_r
 from verifier.config import CertificateConfig
 from verifier.errors import OutOfTime, SpecError, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
-from verifier.graph.onnx_file import model_digest
 from verifier.graph.onnx_load import load_onnx
 from verifier.spec.spec import Ball, Polytope, Spec
 from verifier.spec.spec import Case as Asked
@@ -85,7 +84,7 @@ class Gate:
             stated = _property(self.spec, self.wanted)
         except SpecError as error:
             return f"its reader does not take the property: {error}"
-        missing = None if stated is None else covered(stated, self.stated)
+        missing = None if stated is None else covered(stated, self.stated, self.network.input_type)
         if missing is None and self._file is not None:
             self._publish()
         return missing
@@ -94,7 +93,7 @@ class Gate:
         path = self.wanted.path
         part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process alone, and no other file's name
         head = {
-            "arithmetic": self.proved() if self.arithmetics else self.network.arithmetic or REAL, "model": model_digest(self.network.source),
+            "arithmetic": self.proved() if self.arithmetics else self.network.arithmetic or REAL, "model": self.network.digest,
             "property": property_digest(self.wanted.property), "prover": f"verifier {__version__}",
         }
         self._file.seek(0)
@@ -150,7 +149,7 @@ class CaseGate:
         case.run(records if file is None else _copied([self._named(arithmetic)], records, file), self._in_time)
         failures = case.failures()
         if not failures:
-            if not states_case(case, self.gate.spec.cases[self.number]):
+            if not states_case(case, self.gate.spec.cases[self.number], self.gate.network.input_type):
                 raise UnsupportedError("the records state another case than the property's.")
             self.accepted, self.arithmetic = case, arithmetic
             self._kept, file = file, self._kept
@@ -181,10 +180,11 @@ def _copied(first: Iterable[Record], records: Iterable[Record], file: BinaryIO) 
         yield record
 
 
-def states_case(proved: Case, asked: Asked) -> bool:
+def states_case(proved: Case, asked: Asked, dtype: str) -> bool:
     """Whether what was proved is no less than what was asked: the region contains the other one, and the polytopes are the same or larger."""
     lower, upper, polytopes = proved.states()
-    inside = bool((lower <= asked.lower).all() and (asked.upper <= upper).all()) and _states_ball(proved.statement.ball, asked.ball)
+    least, most = asked.received(dtype)
+    inside = bool((lower <= least).all() and (most <= upper).all()) and _states_ball(proved.statement.ball, asked.ball)
     return inside and len(polytopes) == len(asked.polytopes) and all(_states_polytope(*pair) for pair in zip(polytopes, asked.polytopes))
 
 
