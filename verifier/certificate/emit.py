@@ -84,9 +84,8 @@ def case_records(graph: Graph, case: Case, problem: ReducedProblem, by: Search |
 
 
 def case_record(case: Case, table: Table, kept: np.ndarray) -> Record:
-    """The box is larger by an ulp: its decimals may not be floats. A zero is exact."""
-    lower = np.where(case.lower == 0, case.lower, np.nextafter(case.lower, -np.inf))
-    upper = np.where(case.upper == 0, case.upper, np.nextafter(case.upper, np.inf))
+    """The box is what a proof must cover: the real region, and what a runtime receives for it."""
+    lower, upper = case.received()
     arrays: dict[str, Any] = {
         "lower": lower, "upper": upper, "output": np.concatenate([p.output for p in case.polytopes]).astype(float),
         "offset": np.concatenate([p.offset for p in case.polytopes]).astype(float), "neuron": table.neuron, "kept": kept,
