@@ -113,22 +113,50 @@ Lacking = tuple[int, int, float]
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """One box, the polytopes that are not excluded on it, and their bounds there."""
+    """One box of the problem that is left on it, the polytopes that are not excluded and their bounds; `is_new`: no hull is smaller than this box."""
 
+    problem: Problem
     box: Boxes
     polytopes: Polytopes
-    bounds: tuple[float, ...]
+    bounds: np.ndarray
+    is_new: bool
+
+    def _worst(self) -> tuple[Rows, np.ndarray]:
+        """The rows of the polytope that lacks most, and their multipliers."""
+        rows = self.problem.rows.take(self.polytopes[int(self.bounds.argmin())][1])
+        return rows, recipe(self.problem, rows, self.problem.lower, self.problem.upper, DEFAULT, len(self.problem.b))
+
+    def is_by_errors(self) -> bool:
+        """Whether a bound lacks less than twice what it loses to errors: less is lost on a network reduced again over less."""
+        rows, nu = self._worst()
+        symbols = abs(rows.a + nu @ self.problem.A)[:, len(self.problem.free):].sum(1)
+        return bool(-self.bounds.min() < 2 * (rows.slack + abs(nu) @ self.problem.noise + symbols).max())
+
+    def halves(self) -> Boxes | None:
+        """The halves of the box along the input that moves the rows most, with and without cancellation; None where floats are too coarse."""
+        (rows, nu), problem = self._worst(), self.problem
+        moved = (abs(rows.a + nu @ problem.A) + abs(rows.a) + abs(nu) @ abs(problem.A)).sum(0)[:len(problem.free)]
+        both = self.box.take(np.zeros(2, int))
+        gain = moved * (both.upper - both.lower)[0, :len(moved)]
+        if not len(gain):
+            return None
+        axis = int(gain.argmax())
+        middle = (both.lower[0, axis] + both.upper[0, axis]) / 2
+        if not both.lower[0, axis] < middle < both.upper[0, axis]:
+            return None
+        both.upper[0, axis] = both.lower[1, axis] = middle
+        return both
 
 
 @dataclass(frozen=True, slots=True)
 class BoxProof:
     """What is to be shown on boxes: that no point is in one of the `polytopes`, which are (number, rows).
 
-    `anew`: a problem and a box of it -> the network reduced again over that box, and the box's ends there; None where nothing is gained by it.
+    `anew`: a problem and boxes of it -> the network reduced again over their hull, and the boxes there; None where nothing is gained by it.
     """
 
     polytopes: Polytopes
-    anew: Callable[[Problem, np.ndarray, np.ndarray], tuple[Problem, np.ndarray, np.ndarray]] | None
+    anew: Callable[[Problem, Boxes], tuple[Problem, Boxes]] | None
     tick: Callable[[], None]
 
     def unproved(self, problem: Problem, boxes: Boxes) -> list[Lacking]:
@@ -139,12 +167,15 @@ class BoxProof:
             low, high, _ = box_bounds(problem, *(np.stack(ends) for ends in zip(*(part.hull() for part in parts))))
             return [one for k, part in enumerate(parts) for one in self.unproved(_settled(problem, low[k], high[k]), part)]
         failed: list[Lacking] = []
-        for part, own in self._open(problem, boxes, self.polytopes):
-            failed += self._halved(part, own, HALVINGS if len(failed) < PATIENCE else 0)
+        for part in self._open(problem, boxes, self.polytopes):
+            failed += self._halved(part, HALVINGS if len(failed) < PATIENCE else 0)
         return failed
 
-    def _open(self, problem: Problem, boxes: Boxes, polytopes: Polytopes) -> Iterator[tuple[Problem, _Open]]:
-        """The boxes where not all `polytopes` are excluded, by a row of each or by the given combination, and the problem that is left there."""
+    def _open(self, problem: Problem, boxes: Boxes, polytopes: Polytopes, is_new: bool = False) -> list[_Open]:
+        """The boxes where not all `polytopes` are excluded, by a row of each or by the given combination.
+
+        Where errors may be to blame for several, they are bounded on the network reduced again over their hull.
+        """
         low, high, found = box_bounds(problem, boxes.lower, boxes.upper)
         best = np.stack([found[:, rows].max(1) for _, rows in polytopes], 1)
         for k, (_, rows) in enumerate(polytopes if boxes.weight is not None else ()):
@@ -154,52 +185,34 @@ class BoxProof:
                 weight[:, rows] = boxes.weight[left, rows]
                 combined = combined_bounds(problem, weight, (boxes.lower[left], boxes.upper[left]), (low[left], high[left]))
                 best[left, k] = np.fmax(best[left, k], combined)
-        for k in np.nonzero(~(best > 0).all(1))[0]:
-            left = [(p, float(value)) for p, value in zip(polytopes, best[k]) if not value > 0]
-            yield _settled(problem, low[k], high[k]), _Open(boxes.take(slice(k, k + 1)), tuple(p for p, _ in left), tuple(value for _, value in left))
+        failed = np.nonzero(~(best > 0).all(1))[0]
 
-    def _halved(self, problem: Problem, one: _Open, spare: int) -> list[Lacking]:
+        def opened(k: int) -> _Open:
+            left = np.nonzero(~(best[k] > 0))[0]
+            own = tuple(polytopes[p] for p in left)
+            return _Open(_settled(problem, low[k], high[k]), boxes.take(slice(k, k + 1)), own, best[k, left], is_new and len(boxes) == 1)
+
+        if len(failed) > 1 and self.anew is not None and not is_new and opened(failed[best[failed].min(1).argmax()]).is_by_errors():
+            return self._open(*self.anew(problem, boxes.take(failed)), polytopes, True)
+        return [opened(k) for k in failed]
+
+    def _halved(self, first: _Open, spare: int) -> list[Lacking]:
         """What is not proved of an open box by up to `spare` halvings of it and its parts: nothing, or what was the first to be left."""
-        waiting = [(problem, one, False)]
+        waiting = [first]
         while waiting:
             self.tick()
-            problem, one, is_new = waiting.pop()
-            rows = problem.rows.take(one.polytopes[int(np.argmin(one.bounds))][1])
-            nu = recipe(problem, rows, problem.lower, problem.upper, DEFAULT, len(problem.b))
-            if self.anew is not None and not is_new and -min(one.bounds) < 2 * _errors(problem, rows, nu):
-                problem, lower, upper = self.anew(problem, one.box.lower[0], one.box.upper[0])
-                box = replace(one.box, lower=lower[None], upper=upper[None])
-                waiting += [(*part, True) for part in self._open(problem, box, one.polytopes)]
+            one = waiting.pop()
+            if self.anew is not None and not one.is_new and one.is_by_errors():
+                waiting += self._open(*self.anew(one.problem, one.box), one.polytopes, True)
                 continue
-            halves = _halves(problem, one.box, rows, nu) if spare > 0 else None
+            halves = one.halves() if spare > 0 else None
             if halves is None:
-                return [(int(one.box.number[0]), number, value) for (number, _), value in zip(one.polytopes, one.bounds)]
+                return [(int(one.box.number[0]), number, float(value)) for (number, _), value in zip(one.polytopes, one.bounds)]
             spare -= 1
-            waiting += [(*part, False) for part in self._open(problem, halves, one.polytopes)]
+            waiting += self._open(one.problem, halves, one.polytopes)
         return []
 
 
 def _together(problem: Problem) -> int:
     """How many boxes are bounded with one problem: the fewer, the more neurons narrowing it may settle."""
     return TOGETHER if len(problem.b) <= 64 else 16 if len(problem.b) <= 256 else 2
-
-
-def _errors(problem: Problem, rows: Rows, nu: np.ndarray) -> float:
-    """The most that rows' bounds lose to errors, by these multipliers: what reducing the network again over less may win back."""
-    symbols = abs(rows.a + nu @ problem.A)[:, len(problem.free):].sum(1)
-    return float((rows.slack + abs(nu) @ problem.noise + symbols).max())
-
-
-def _halves(problem: Problem, box: Boxes, rows: Rows, nu: np.ndarray) -> Boxes | None:
-    """The halves of one box along the input that moves the rows most, with and without cancellation; None where floats are too coarse."""
-    moved = (abs(rows.a + nu @ problem.A) + abs(rows.a) + abs(nu) @ abs(problem.A)).sum(0)[:len(problem.free)]
-    both = box.take(np.zeros(2, int))
-    gain = moved * (both.upper - both.lower)[0, :len(moved)]
-    if not len(gain):
-        return None
-    axis = int(gain.argmax())
-    middle = (both.lower[0, axis] + both.upper[0, axis]) / 2
-    if not both.lower[0, axis] < middle < both.upper[0, axis]:
-        return None
-    both.upper[0, axis] = both.lower[1, axis] = middle
-    return both

@@ -168,15 +168,20 @@ class Case:
             raise CertificateError(f"{record.place} splits an input that is fixed.")
         return (self.arithmetic.array([point])[0] - self.problem.center[k]) / self.problem.radius[k]
 
-    def _anew(self, problem: Problem, lower: np.ndarray, upper: np.ndarray) -> tuple[Problem, np.ndarray, np.ndarray]:
-        """The network reduced again over one box `(n,)` of a problem, where a runtime's errors are smaller, and what the box is there."""
+    def _anew(self, problem: Problem, boxes: Boxes) -> tuple[Problem, Boxes]:
+        """The network reduced again over the hull of some boxes of a problem, where a runtime's errors are smaller, and the boxes there."""
         free, n = problem.free, len(problem.free)
         room = 2.0**-50 * (abs(problem.center) + problem.radius)
-        low, high = problem.center + problem.radius * lower[:n] - room, problem.center + problem.radius * upper[:n] + room
-        ends = self.statement.lower.copy(), self.statement.upper.copy()
-        ends[0][free], ends[1][free] = np.maximum(ends[0][free], low), np.minimum(ends[1][free], high)
-        again = reduce(self.graph, replace(self.statement, lower=ends[0], upper=ends[1], kept=frozenset()), self.arithmetic, self.runtime)
-        return again, -np.ones(again.A.shape[1]), np.ones(again.A.shape[1])
+        low, high = (problem.center + problem.radius * side[:, :n] + sign * room for side, sign in ((boxes.lower, -1), (boxes.upper, 1)))
+        lower, upper = self.statement.lower.copy(), self.statement.upper.copy()
+        lower[free], upper[free] = np.maximum(lower[free], low.min(0)), np.minimum(upper[free], high.max(0))
+        again = reduce(self.graph, replace(self.statement, lower=lower, upper=upper, kept=frozenset()), self.arithmetic, self.runtime)
+        place, scaled = np.searchsorted(free, again.free), []
+        for ends, sign in ((low, -1), (high, 1)):
+            side = np.full((len(boxes), again.A.shape[1]), float(sign))
+            side[:, :len(place)] = np.clip((ends[:, place] - again.center) / again.radius + sign * 2.0**-45, -1, 1)
+            scaled.append(side)
+        return again, replace(boxes, lower=scaled[0], upper=scaled[1])
 
 
 class _Leaves:
