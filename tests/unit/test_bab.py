@@ -304,7 +304,8 @@ def test_leaves_are_decided_by_the_oracle() -> None:
         return own
 
     x = torch.tensor([0.25, -0.5], dtype=torch.float64)
-    script = [(LeafAnswer(1.0), refuse, "proved"), (LeafAnswer(float("inf")), refuse, "proved"), (LeafAnswer(-1.0), refuse, "stuck"),
+    proof = np.full(2, 0.5), np.zeros(0)
+    script = [(LeafAnswer(1.0, proof=proof), refuse, "proved"), (LeafAnswer(1.0), refuse, "stuck"), (LeafAnswer(-1.0), refuse, "stuck"),
               (LeafAnswer(-1.0, x), refuse, "stuck"), (LeafAnswer(-1.0, x), lambda *a: True, "falsified"), (LeafAnswer(0.0), refuse, "stuck")]
     for answer, offer, outcome in script:
         search = Search(0, problem)

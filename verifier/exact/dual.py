@@ -64,6 +64,8 @@ class Solved:
 
 def leaf_of(problem: ReducedProblem, polytope: int, split: Tensor) -> Leaf | None:
     """One polytope on the leaf of `split (U,)`; None where not all neurons are ReLUs or a number is not finite."""
+    if any(block.kind != RELU and block.size for block in problem.blocks):
+        return None
     double = lambda t: t.double().cpu().numpy()  # noqa: E731
     rows, sign = problem.polytope == polytope, double(split)
     lower, upper = double(problem.lower), double(problem.upper)
@@ -72,9 +74,8 @@ def leaf_of(problem: ReducedProblem, polytope: int, split: Tensor) -> Leaf | Non
     A_o, W_o, b_o = (double(t[rows]) for t in (problem.A_o, problem.W_o, problem.b_o.double() - problem.margin.double()))
     size = _usable(np.maximum(abs(lower), abs(upper)))
     row_size = _usable(abs(b_o) + abs(A_o).sum(1) + abs(W_o) @ size)
-    leaf = Leaf(A, W, b, lower, upper, A_o, W_o, b_o, size, row_size)
     is_finite = all(np.isfinite(part).all() for part in (A, W, b, lower, upper, A_o, W_o, b_o))
-    return leaf if is_finite and all(block.kind == RELU or not block.size for block in problem.blocks) else None
+    return Leaf(A, W, b, lower, upper, A_o, W_o, b_o, size, row_size) if is_finite else None
 
 
 def _usable(size: np.ndarray) -> np.ndarray:
@@ -96,7 +97,8 @@ def leaf_proof(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafPro
     Sound: `bound` is `bound_of` the multipliers in float64, whose own rounding a checker still takes off.
     """
     leaf = leaf_of(problem, polytope, split)
-    return None if leaf is None else proved(leaf, solved(leaf))
+    proof = None if leaf is None else evaluated(leaf, solved(leaf))
+    return proof if proof is not None and proof.bound > 0 else None
 
 
 def bound_of(problem: ReducedProblem, polytope: int, split: Tensor, weight: np.ndarray, nu: np.ndarray) -> float:
@@ -117,14 +119,13 @@ def _bound(leaf: Leaf, weight: np.ndarray, nu: np.ndarray) -> float:
     return float(weight @ leaf.b_o + nu @ leaf.b - np.abs(a).sum() + smallest.sum())
 
 
-def proved(leaf: Leaf, found: Solved) -> LeafProof | None:
-    """What the multipliers prove, evaluated, where that is positive. An empty leaf has the bound infinity."""
+def evaluated(leaf: Leaf, found: Solved) -> LeafProof:
+    """What the multipliers prove; nothing, the bound being minus infinity, where they are no numbers."""
     total = found.weight.sum()
     if not (np.isfinite(total) and total > 0 and np.isfinite(found.nu).all()):
-        return None
+        return LeafProof(found.weight, found.nu, -np.inf)
     weight, nu = found.weight / total, found.nu / total
-    bound = _bound(leaf, weight, nu)
-    return LeafProof(weight, nu, bound) if bound > 0 else None
+    return LeafProof(weight, nu, _bound(leaf, weight, nu))
 
 
 def solved(leaf: Leaf) -> Solved:

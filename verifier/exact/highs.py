@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from verifier.bab.driver import LeafAnswer
-from verifier.exact.dual import Leaf, leaf_of, proved, solved
+from verifier.exact.dual import Leaf, evaluated, leaf_of, solved
 from verifier.reduced.problem import ReducedProblem
 
 TOLERANCE = 1e-6
@@ -14,27 +14,27 @@ TOLERANCE = 1e-6
 
 
 def leaf_answer(problem: ReducedProblem, polytope: int, split: Tensor) -> LeafAnswer:
-    """min over the leaf of max over the polytope's rows, with unsplit neurons in their triangle; infinite where the leaf is empty.
+    """A bound of max over the polytope's rows on the leaf, with unsplit neurons in their triangle; infinite where the leaf is empty.
 
     Args:
         split: `(U,)` in {0, +1, -1}.
 
     Returns:
-        the multipliers that close the leaf and what they prove; otherwise the point that attains the minimum and the unsplit neuron whose triangle is
-        loosest there. A problem with other neurons than ReLUs, or with numbers that are not finite, stays open.
+        what multipliers prove, and those where that closes the leaf; otherwise the point that attains the minimum and the unsplit neuron whose
+        triangle is loosest there. A problem with other neurons than ReLUs, or with numbers that are not finite, stays open.
     """
     leaf = leaf_of(problem, polytope, split)
     if leaf is None:
         return LeafAnswer(-np.inf)
     found = solved(leaf)
-    proof = proved(leaf, found)
-    if proof is not None:
-        margin = problem.margin[problem.polytope == polytope].double().cpu().numpy()
-        return LeafAnswer(proof.bound + float(proof.weight @ margin), proof=(proof.weight, proof.nu))
+    proof, margin = evaluated(leaf, found), problem.margin[problem.polytope == polytope].double().cpu().numpy()
+    lower = proof.bound + float(proof.weight @ margin)
+    if proof.bound > 0:
+        return LeafAnswer(lower, proof=(proof.weight, proof.nu))
     if found.x is None:
-        return LeafAnswer(-np.inf, neuron=_widest(leaf))
+        return LeafAnswer(lower, neuron=_widest(leaf))
     point = torch.as_tensor(found.x, dtype=problem.b.dtype, device=problem.b.device).clamp(-1, 1)
-    return LeafAnswer(-np.inf, point, _loosest(leaf, found.x, found.h))
+    return LeafAnswer(lower, point, _loosest(leaf, found.x, found.h))
 
 
 def _straddles(leaf: Leaf) -> np.ndarray:
