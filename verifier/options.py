@@ -52,6 +52,7 @@ Images = Annotated[
     Path,
     typer.Argument(metavar="IMAGES.npz", exists=True, dir_okay=False, help="Arrays x (N, ...), y (N,); 8-bit pixels are scaled by 1/255."),
 ]
+Within = Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds until the command gives up, with exit code 2.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -127,6 +128,7 @@ class BoundsOptions:
     model: Model
     property: Property
     engine: Annotated[Engine, typer.Option(help="How to bound, from fast to tight.")] = Engine.CROWN
+    timeout: Within = 600.0
     json: Json = False
 
 
@@ -136,12 +138,14 @@ class CheckOptions:
     property: Property
     certificate: Annotated[Path, typer.Argument(metavar="PROOF.cert", exists=True, dir_okay=False, help="What `verify --certificate` wrote.")]
     exact: Annotated[bool, typer.Option("--exact", help="Compute over the rationals: for small networks.")] = False
+    timeout: Within = 600.0
     json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     model: Model
+    timeout: Within = 600.0
     json: Json = False
 
 

@@ -50,7 +50,7 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if _is_special(path):
+        if _is_special(path) or standard_stream(path):
             return
         target = Path(os.path.realpath(path))
         if target.exists():
@@ -62,18 +62,18 @@ def check_writable(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """The file holds `data`, or, where that fails, what it held before. A link is followed; permission bits are kept; pipes and devices are written to.
+    """The file holds `data`, or, where that fails, what it held before. Links are followed, permission bits kept; a pipe or device is written to.
 
     Raises:
         OutputError: it cannot be written.
     """
     try:
-        stream = _standard_stream(path)
+        stream = standard_stream(path)
         if stream is not None:
-            _write_all(stream, data)
+            write_all(stream, data)
         elif _is_special(path):
             with open(path, "wb", buffering=0) as file:
-                _write_all(file.fileno(), data)
+                write_all(file.fileno(), data)
         else:
             _replace(Path(os.path.realpath(path)), data)
     except (OSError, ValueError) as error:
@@ -111,13 +111,14 @@ def _mode(target: Path) -> int:
         return 0o666 & ~mask
 
 
-def _write_all(number: int, data: bytes) -> None:
+def write_all(number: int, data: bytes) -> None:
+    """The data, whole, to an open file."""
     view = memoryview(data)
     while view:
         view = view[os.write(number, view):]
 
 
-def _standard_stream(path: Path) -> int | None:
+def standard_stream(path: Path) -> int | None:
     """1 or 2 where the path is what stdout or stderr writes to: a new file under that name would take what was written before away."""
     for number in (1, 2):
         with suppress(OSError, ValueError):
