@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verifier import __version__, start, supervisor
+from verifier import __version__, supervisor
 from verifier.config import CertificateConfig, Config, load_config
 from verifier.console import Answer, ProgressLine, as_json, end_after, finite, word
 from verifier.errors import OutOfMemory, VerifierError
@@ -272,7 +272,7 @@ def run(arguments: list[str]) -> int:
     except MemoryError:
         tell("verifier: this machine has no memory left for that.")
     except OSError as error:  # what cannot be read or written, of no file of which a command says so itself
-        tell(f"verifier: {error.filename or 'A file'}: {error.strerror or error}.")
+        tell(f"verifier: {error.filename or 'a temporary file'} cannot be read or written: {error.strerror or error}.")
     except (KeyboardInterrupt, typer.Abort):
         tell("verifier: interrupted.")
         return _INTERRUPTED
@@ -281,6 +281,8 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """As the installed command; `verifier.start` does the same before anything large is imported."""
+    from verifier import start
+
     start.main()
 
 

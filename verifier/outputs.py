@@ -95,10 +95,9 @@ def _replace(target: Path, data: bytes) -> None:
             os.fchmod(number, _mode(target))
             os.fsync(number)
         os.replace(name, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)  # what another file's name was not given to
 
 
 def _mode(target: Path) -> int:

@@ -5,11 +5,9 @@ import os
 import signal
 import sys
 
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 def main() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))  # until the supervisor notes them
     from verifier.supervisor import supervise
 
     sys.exit(supervise("verifier", _work))

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from verifier.outputs import OutputError, replace_file, write_all
-from verifier.start import HELD
 from verifier.streams import draw, prepare, tell
 
+_NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS = "\0"  # stands in a sentence for the seconds that the command took
 _TORN = 131  # the worker's exit code where an interruption tore something apart: the supervisor speaks
 _BARE = {
@@ -181,10 +181,10 @@ class _Parent:
         for end in self.wake:
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self.wake[1], warn_on_full_buffer=False)
-        for number in HELD:
+        for number in _NOTED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, lambda n, frame: self.signals.append(n))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
 
     def forget(self) -> None:
         """In the worker: the terminal's signals are the supervisor's alone."""
