@@ -37,7 +37,7 @@ def keep_apart(inputs: Mapping[str, Path | str | None], outputs: Mapping[str, Pa
             raise OutputError(f"{option} {out} is {what}, which would be overwritten: give it another name.")
     for k, (option, out) in enumerate(wanted):
         for other, path in wanted[:k]:
-            if _same(out, path) and not _is_special(out):
+            if _same(out, path) and not _is_special(out) and standard_stream(out) is None:
                 raise OutputError(f"{option} and {other} are one file, {out}: give them two names.")
 
 

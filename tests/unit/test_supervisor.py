@@ -125,6 +125,7 @@ def test_a_second_interruption_ends_it_at_once(files) -> None:
     deaf = "\n    while True:\n        try: time.sleep(60)\n        except KeyboardInterrupt: print('again', file=sys.stderr, flush=True)"
     child = stuck(deaf, *files)
     wait_for(child)
+    time.sleep(0.3)  # it is in its loop
     child.send_signal(signal.SIGINT)
     wait_for(child, "again")
     begin = time.monotonic()
