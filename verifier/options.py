@@ -60,7 +60,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 class RunOptions:
     """What every command that runs the solver takes. None means: as in the configuration file, or its default."""
 
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds until the answer is `timeout` (default 120).")] = None
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds from the command's start until the answer is `timeout` (default 120).")
+    ] = None
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute (default auto).")] = None
     config: Annotated[
         Path | None, typer.Option(metavar="F.toml", exists=True, dir_okay=False, help="Settings in TOML; options win over it.")
@@ -75,7 +77,8 @@ class VerifyOptions(RunOptions):
     model: Model
     property: Property
     results_file: Annotated[
-        Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too.")
+        Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too. An older verdict "
+                     "there is replaced once there is a new one; no other file is overwritten.")
     ] = None
     certificate: Annotated[
         Path | None,
