@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From low to high; a module imports its own layer and lower ones only. Longest prefix wins.
 LAYERS = [
-    ("errors",),
+    ("errors", "outputs"),
     ("verdict", "config", "spec.spec", "bab.budget"),
     ("box",),
     ("form",),
