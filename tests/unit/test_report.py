@@ -138,7 +138,7 @@ def _svg(text: str) -> ElementTree.Element:
 def test_marks_lie_where_the_numbers_are() -> None:
     """Marker heights in the drawing are an affine function of the values: the three points of a method give its slope and its test."""
     values = {0.5: 0.9, 0.75: 0.6, 0.875: 0.2}
-    rows = check_rows([network(str(s), method="magnitude", sparsity=s, certified=v, certified_upper=v, clean=v) for s, v in values.items()])
+    rows = check_rows([network(str(s), method="magnitude", sparsity=s, certified=v, certified_upper=v, clean=v, pgd=v) for s, v in values.items()])
     drawing = next(d for d in figures.panels(rows, figures.looks(["magnitude"]), "p") if d.title == "Clean accuracy")
     marks = [(float(e.get("x")), float(e.get("y"))) for e in _svg(drawing.svg).iter() if e.tag.endswith("use") and "--c0" in e.get("style", "")]
     x, y = np.array(sorted(marks)[-3:]).T

@@ -128,7 +128,7 @@ class _Descent:
             keep = self.best[case] > self.enough
             if step == steps or not bool(keep.any()):
                 return
-            velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(1e-30)
+            velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
             if not bool(keep.all()):
                 x, velocity, case, number, aimed = (t[keep] for t in (x, velocity, case, number, aimed))
             rate = torch.full_like(x[:, 0], FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (step / steps))
