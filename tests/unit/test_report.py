@@ -192,6 +192,30 @@ def _pixels(address: str) -> np.ndarray:
     return np.rint(255 * imread(file, format="png"))[..., :3].astype(int)
 
 
+NAMES = ("a$\\frac$b", "$", "$x$", "</text></svg><script>s()</script>", 'url(#p0 id="y" &amp; #0072b2', "one\ntwo", "\0\x1b", "'DejaVu Sans'", "{{ 7 * 7 }}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_from_files_are_shown_as_they_are(tmp_path: Path, name: str) -> None:
+    """Layers, networks and methods may be called anything: nothing is read as mathematics, markup or part of the drawing."""
+    said = image(0, "verified")
+    rows = [network("dense"), network(name, method=name, sparsity=0.5, layers=[layer(name, 64, 8.0)], image_rows=[said])]
+    seen = Reader(page_of(tmp_path, rows))
+    assert not seen.open and set(seen.targets) <= set(seen.ids)
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    in_figure = shown if len(shown) <= 18 else "…" + shown[-17:]
+    assert any(text == in_figure for text in seen.texts), "in the figure"
+    pages = [page_of(tmp_path, given) for given in (rows, [network("dense")])]
+    assert len({page.count("<script") for page in pages}) == 1, "no more scripts than the page's own"
+
+
+def test_times_over_a_wide_range_have_plain_numbers_on_their_axis() -> None:
+    rows = check_rows([network(str(s), method="m", sparsity=s, seconds_per_image=t) for s, t in ((0.5, 0.001), (0.75, 0.1), (0.9, 10.0))])
+    drawing = next(d for d in figures.panels(rows, figures.looks(["m"]), "p") if d.title == "Verification time")
+    texts = [e.text for e in _svg(drawing.svg).iter() if e.tag.endswith("text")]
+    assert {"0.001", "0.01", "10"} <= set(texts) and not any("$" in (text or "") for text in texts)
+
+
 def test_pictures_show_image_counterexample_and_difference() -> None:
     x = np.array([[0.0, 0.2], [0.4, 1.0]]).reshape(1, 1, 2, 2)
     result = ImageResult(**image(0, "falsified", counterexample=(0.1, 0.2, 0.35, 0.9)))
