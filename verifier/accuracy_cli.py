@@ -30,6 +30,7 @@ def measure(options: AccuracyOptions, graph: Graph, config: Config) -> None:
     from verifier.data.load import load_dataset
     from verifier.measure.accuracy import Accuracy, measure_accuracy
     from verifier.measure.certified import Perturbation
+    from verifier.measure.layout import layout_of
     from verifier.spec.robustness import parse_eps
 
     proofs = _proofs(options, graph)
@@ -38,6 +39,9 @@ def measure(options: AccuracyOptions, graph: Graph, config: Config) -> None:
     part = dataset.test if options.split is Part.TEST else dataset.train
     if not len(part):
         raise VerifierError(f"{dataset.name} has no {options.split.value} images: give the other --split, or another file.")
+    placed = layout_of(part.x.shape[1:], graph.input_shape).sentence
+    if placed:
+        tell(placed)
     count = len(part) if options.limit is None else min(options.limit, len(part))
     measured: list[Measured] = []
     with ExitStack() as stack:
@@ -56,7 +60,7 @@ def measure(options: AccuracyOptions, graph: Graph, config: Config) -> None:
     if found.reached < count or any(m.row.verdict.reason.value == "interrupted" for m in measured):
         tell("Interrupted: images without a verdict count in the upper limits only.")
     if options.json:
-        print(json.dumps({"images": [_fields(m) for m in measured], "summary": found.as_dict()}))
+        print(json.dumps({"images": [_fields(m) for m in measured], "summary": found.as_dict(), "layout": placed or None}))
     else:
         print(f"\n{found.sentence()}")
 

@@ -192,7 +192,9 @@ def _pixels(address: str) -> np.ndarray:
     return np.rint(255 * imread(file, format="png"))[..., :3].astype(int)
 
 
-NAMES = ("a$\\frac$b", "$", "$x$", "</text></svg><script>s()</script>", 'url(#p0 id="y" &amp; #0072b2', "one\ntwo", "\0\x1b", "'DejaVu Sans'", "{{ 7 * 7 }}")
+NAMES = (
+    "a$\\frac$b", "$", "$x$", "</text></svg><script>s()</script>", 'url(#p0 id="y" &amp; #0072b2', "one\ntwo", "\0\x1b", "'DejaVu Sans'", "{{ 7 * 7 }}",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,6 +24,7 @@ from verifier.bab.budget import Listener, Progress, silent
 from verifier.config import Config
 from verifier.errors import ShapeError, VerifierError
 from verifier.graph.ir import Graph
+from verifier.measure.layout import fitted
 from verifier.spec.spec import Spec
 from verifier.verdict import Counterexample, Reason, Status, Verdict
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 IMAGE_NAMES = ("x", "images", "x_test", "arr_0")
 LABEL_NAMES = ("y", "labels", "y_test", "arr_1")
-_COUNT = "the counts of numbers must agree."
 PREDICTED = 256  # images classified together
 SCREENED = 64  # images attacked and bounded together: enough that the cost of a call is shared, few enough that rows appear soon
 CHUNK = 32  # images handed to the solver together: enough to fill a batch, few enough that rows appear soon
@@ -187,18 +187,16 @@ def certify(
     """One row an image, in their order, as they are decided; `config.timeout_s` is for each image, and the attack before it takes its own time.
 
     Args:
-        images: `(N, *shape)` in their own units, before mean and std.
+        images: `(N, *shape)` in their own units, before mean and std; brought into the network's order of axes (layout.py).
         labels: `(N,)`.
         config: where `config.attack` is None no attack is made.
         proofs: where a certificate of each VERIFIED is to be; without one no image is VERIFIED then.
 
     Raises:
-        ShapeError: an image does not have as many numbers as the network has inputs.
+        ShapeError: an image is no input of the network, in no order of its axes.
         VerifierError: a label is not an output's number.
     """
-    if len(images) and images[0].size != math.prod(graph.input_shape):
-        raise ShapeError(f"An image has the shape {images.shape[1:]} but the network takes {graph.input_shape}: {_COUNT}")
-    n_out = math.prod(graph.output_shape)
+    images, n_out = fitted(graph, images, around), math.prod(graph.output_shape)
     if not ((labels >= 0) & (labels < n_out)).all():
         raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs: are they its images?")
     predicted = predict(graph, np.stack([ball(x, 0, around, 0.0, n_out).cases[0].lower for x in images]), labels) if len(images) else []

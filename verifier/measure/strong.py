@@ -14,6 +14,7 @@ import numpy as np
 from verifier.config import AttackConfig
 from verifier.graph.ir import Graph
 from verifier.measure.certified import Perturbation, ball
+from verifier.measure.layout import fitted
 from verifier.spec.spec import Case
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def survives_attack(
     """
     from verifier.attack.confirm import confirm, replay_graph, replay_onnx
 
-    n_out = int(np.prod(graph.output_shape))
+    images, n_out = fitted(graph, images, around), int(np.prod(graph.output_shape))
     cases = [ball(x, int(label), around, around.eps, n_out).cases[0] for x, label in zip(images, labels)]
     replay = replay_onnx(graph.source) if graph.source else replay_graph(graph)
     found = smallest_margins(graph, cases, attack, seed, enough=0.0)
