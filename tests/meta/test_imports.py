@@ -24,7 +24,7 @@ LAYERS = [
     ("solve",),
     ("measure",),
     ("campaign",),
-    ("options", "console", "accuracy_cli", "check_cli", "cli"),
+    ("options", "console", "rows_file", "accuracy_cli", "check_cli", "cli"),
 ]
 RANK = {f"verifier.{name}": rank for rank, names in enumerate(LAYERS) for name in names}
 

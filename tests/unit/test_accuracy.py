@@ -88,7 +88,8 @@ def test_rows_go_to_the_file(monkeypatch, digits: Path, tmp_path: Path) -> None:
     assert run(asked(digits, "--limit", "3", "--results-file", str(tmp_path / "rows.csv"))) == 0
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert [row["verdict"] for row in rows] == ["unsat", "timeout", "sat"]
-    assert list(rows[0]) == ["index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds", "certificate"]
+    assert list(rows[0]) == ["index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds", "certificate",
+                             "question"]
     assert (rows[1]["margin"], rows[1]["domains"], rows[2]["margin"]) == ("-0.125", "9", "-0.25")
     assert (float(rows[0]["margin"]), float(rows[2]["pgd_margin"]) <= -0.25) == (0.0, True)
 

@@ -193,7 +193,8 @@ def _pixels(address: str) -> np.ndarray:
 
 
 NAMES = (
-    "a$\\frac$b", "$", "$x$", "</text></svg><script>s()</script>", 'url(#p0 id="y" &amp; #0072b2', "one\ntwo", "\0\x1b", "'DejaVu Sans'", "{{ 7 * 7 }}",
+    "a$\\frac$b", "$", "$x$", "</text></svg><script>s()</script>",
+    'url(#p0 id="y" &amp; #0072b2', "one\ntwo", "\0\x1b", "'DejaVu Sans'", "{{ 7 * 7 }}",
 )  # fmt: skip
 
 

@@ -194,11 +194,13 @@ def certify(
 
     Raises:
         ShapeError: an image is no input of the network, in no order of its axes.
-        VerifierError: a label is not an output's number.
+        VerifierError: a label is not an output's number; or the proofs of another question are where these go.
     """
     images, n_out = fitted(graph, images, around), math.prod(graph.output_shape)
     if not ((labels >= 0) & (labels < n_out)).all():
         raise VerifierError(f"Labels go from {labels.min()} to {labels.max()} but the network has {n_out} outputs: are they its images?")
+    if proofs is not None:
+        proofs.claim(len(images), lambda i: ball(images[i], int(labels[i]), around, around.eps, n_out))
     predicted = predict(graph, np.stack([ball(x, 0, around, 0.0, n_out).cases[0].lower for x in images]), labels) if len(images) else []
     solver, attack = _solver(graph, config, listener, proofs), _Attack(graph, config, listener)
     for start in range(0, len(images), SCREENED):

@@ -8,9 +8,11 @@ An image counts as certified only if the checker accepted the file that lies in 
 """
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,13 @@ import torch
 from verifier.bab.budget import Deadline, Listener, Progress
 from verifier.certificate.check import check
 from verifier.certificate.emit import Table, case_record
-from verifier.certificate.schema import CertificateError, Record
+from verifier.certificate.schema import MAGIC, CertificateError, Record, read_records
 from verifier.certificate.write import Writer
 from verifier.config import CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
+from verifier.graph.onnx_file import model_digest
+from verifier.outputs import keep_apart
 from verifier.solve import verify
 from verifier.spec.normal import load_vnnlib
 from verifier.spec.spec import Case, Spec
@@ -36,24 +40,69 @@ if TYPE_CHECKING:
 
 
 class ProofFolder:
-    """Properties and certificates of one network's images, in one arithmetic ("real" or "float32").
+    """Properties and certificates of one network's images, in one arithmetic ("real" or "float32"); image k of a run is number `first` + k there.
+
+    Files of another model, property or arithmetic are never replaced or removed unless `overwrite` says so.
 
     Raises:
         VerifierError: the network has no file, or the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "real") -> None:
+    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "real", overwrite: bool = False, first: int = 0) -> None:
         if not graph.source:
             raise VerifierError("Certificates name the network's file, and this network has none: export it as ONNX and load that.")
-        self.folder, self.graph, self.arithmetic = Path(folder), graph, arithmetic
+        self.folder, self.graph, self.arithmetic, self.overwrite, self.first = Path(folder), graph, arithmetic, overwrite, first
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VerifierError(f"The folder of certificates {folder} cannot be made: {error.strerror or error}.") from None
 
+    @cached_property
+    def model(self) -> str:
+        return model_digest(self.graph.source)
+
     def wanted(self, image: int) -> CertificateConfig:
         """The certificate of an image, and the file of its property."""
-        return CertificateConfig(self.folder / f"image-{image}.cert", self.folder / f"image-{image}.vnnlib", self.arithmetic)
+        name = self.folder / f"image-{self.first + image}"
+        return CertificateConfig(name.with_suffix(".cert"), name.with_suffix(".vnnlib"), self.arithmetic)
+
+    def claim(self, count: int, spec_of: Callable[[int], Spec]) -> None:
+        """Makes sure, before any work, that nothing of another question lies where the files of `count` images go; `spec_of` is asked where any do.
+
+        Raises:
+            VerifierError: something does, and is not to be overwritten, or is the network itself.
+        """
+        for image in range(count):
+            wanted = self.wanted(image)
+            if not (wanted.path.exists() or wanted.property.exists()):
+                continue
+            foreign = self._foreign(wanted, spec_of(image))
+            if foreign is not None and not self.overwrite:
+                raise VerifierError(f"{foreign}: give another folder, or --overwrite to lose the files of these images that are there.")
+            if foreign is not None:
+                keep_apart({"the network": self.graph.source}, {"A certificate": wanted.path, "a property": wanted.property})
+                self.discard(image)
+
+    def _foreign(self, wanted: CertificateConfig, spec: Spec) -> str | None:
+        """The sentence that names what is of another question; a damaged certificate of this property is of none."""
+        text = to_vnnlib(spec).encode()
+        try:
+            if wanted.property.exists() and wanted.property.read_bytes() != text:
+                return f"{wanted.property} is there and states another property"
+            if not wanted.path.exists():
+                return None
+            with open(wanted.path, "rb") as file:
+                head = next(read_records(file, str(wanted.path))).fields
+        except OSError as error:
+            return f"{wanted.path} cannot be read ({error.strerror or error})"
+        except CertificateError:
+            damaged = wanted.property.exists() and wanted.path.read_bytes()[: len(MAGIC)] in (MAGIC, b"")
+            return None if damaged else f"{wanted.path} is there and is no certificate of this property"
+        if head.get("model") != self.model:
+            return f"{wanted.path} is there and is the certificate of another model"
+        if head.get("property") != hashlib.sha256(text).hexdigest():
+            return f"{wanted.path} is there and is the certificate of another property"
+        return None if head.get("arithmetic") == self.arithmetic else f"{wanted.path} is there and speaks of another arithmetic"
 
     def state(self, image: int, spec: Spec) -> Spec:
         """Writes the property, and reads it as the file states it.
@@ -71,7 +120,7 @@ class ProofFolder:
         return load_vnnlib(path, spec.n_in, spec.n_out)
 
     def discard(self, image: int) -> None:
-        """Without the files of an image that has no proof."""
+        """Without the files of an image that has no proof; `claim` has seen that they are of this question."""
         wanted = self.wanted(image)
         wanted.path.unlink(missing_ok=True)
         wanted.property.unlink(missing_ok=True)
