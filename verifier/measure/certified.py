@@ -281,7 +281,7 @@ class _Solver:
             found = self.screen.prove([spec.cases[0] for spec in specs.values()], self.config.timeout_s)
             spent = dict(zip(specs, found.seconds.tolist()))
             bounds = zip(specs, found.engine, found.lower.tolist())
-            proved = {key: _proved(engine, spent[key], lower) for key, engine, lower in bounds if engine}
+            proved = {key: _proved(engine, self.screen.arithmetic, spent[key], lower) for key, engine, lower in bounds if engine}
         yield proved
         waiting = [key for key in specs if key not in proved]
         for start in range(0, len(waiting), CHUNK):
@@ -306,8 +306,8 @@ def screen_of(graph: Graph, config: Config) -> Screen:
     return Screen(graph, device_of(config.device))
 
 
-def _proved(engine: str, seconds: float, lower: float) -> Verdict:
-    sentence = f"All unsafe sets are unreachable, proved by {engine} of many images."
+def _proved(engine: str, arithmetic: str, seconds: float, lower: float) -> Verdict:
+    sentence = f"All unsafe sets are unreachable, proved by {engine} of many images in {arithmetic} arithmetic."
     return Verdict(Status.VERIFIED, Reason.PROVED, sentence, seconds, engine=engine, lower_bound=lower)
 
 

@@ -16,22 +16,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 from verifier.bab.budget import Deadline, Listener, Progress
 from verifier.certificate.check import check
-from verifier.certificate.emit import Table, case_record
-from verifier.certificate.schema import MAGIC, CertificateError, Record, read_records
+from verifier.certificate.schema import MAGIC, CertificateError, read_records
 from verifier.certificate.write import Writer
 from verifier.config import CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
 from verifier.graph.onnx_file import model_digest
+from verifier.measure.screen import bare_record
 from verifier.outputs import keep_apart
 from verifier.solve import verify
 from verifier.spec.normal import load_vnnlib
-from verifier.spec.spec import Case, Spec
+from verifier.spec.spec import Spec
 from verifier.spec.write import to_vnnlib
 from verifier.verdict import Reason, Status, Verdict
 
@@ -143,7 +140,7 @@ class ProofFolder:
         begin, wanted = time.monotonic(), self.wanted(image)
         writer = Writer(wanted, self.graph, spec)
         try:
-            refused = [failure for case in spec.cases for failure in writer.add([_bare(self.graph, case)], Deadline.after(limit_s))]
+            refused = [failure for case in spec.cases for failure in writer.add([bare_record(self.graph, case)], Deadline.after(limit_s))]
             if refused or writer.finish() is not None:
                 return None
         except (OutOfTime, OutOfMemory, MemoryError, UnsupportedError):  # the solver meets them too, and says so
@@ -186,11 +183,6 @@ class ProvingSolver:
         config = replace(self.config, timeout_s=max(self.config.timeout_s - spent_s, 0.1 * self.config.timeout_s))
         verdict = verify(self.proofs.graph, spec, config, self.listener, self.proofs.wanted(image))
         return replace(verdict, seconds=verdict.seconds + spent_s)
-
-
-def _bare(graph: Graph, case: Case) -> Record:
-    """The case without a table of neurons, since no tree will speak of them."""
-    return case_record(case, Table.of(graph, torch.zeros(0, 2)), np.zeros(0, np.uint32))
 
 
 def _proved(engine: str, seconds: float, lower: float | None, wanted: CertificateConfig) -> Verdict:
