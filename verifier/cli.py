@@ -104,6 +104,7 @@ def robustness(options: RobustnessOptions) -> None:
     IMAGES.npz holds arrays x (N, ...) and y (N,) (also called images and labels, X and Y, or unnamed). The time-out is for each image.
     """
     from verifier.measure.certified import Perturbation, Summary, certify, load_images, select
+    from verifier.measure.layout import layout_of
     from verifier.spec.robustness import parse_eps
 
     line = ProgressLine(options.verbose)
@@ -114,6 +115,9 @@ def robustness(options: RobustnessOptions) -> None:
     clip = options.clip or ((0.0, 1.0) if images.min() >= 0 and images.max() <= 1 else None)
     around = Perturbation(parse_eps(options.eps), options.norm.value, clip, mean, std)
     graph = _load(options.model)
+    placed = layout_of(images.shape[1:], graph.input_shape).sentence
+    if placed:
+        tell(placed)
     rows = []
     supervisor.interruptible()
     try:
@@ -132,7 +136,7 @@ def robustness(options: RobustnessOptions) -> None:
     keep = ("verdict", "reason", "seconds", "domains", "lower_bound")
     about_image = [{"index": r.index, "label": r.label, "predicted": r.predicted} for r in rows]
     shown = [image | {key: as_json(r.verdict)[key] for key in keep} for image, r in zip(about_image, rows)]
-    print(json.dumps({"images": shown, "summary": summary.as_dict()}))
+    print(json.dumps({"images": shown, "summary": summary.as_dict(), "layout": placed or None}))
 
 
 def _print_row(rows: list[ImageRow]) -> None:
@@ -148,7 +152,7 @@ def _print_row(rows: list[ImageRow]) -> None:
 def accuracy(options: AccuracyOptions) -> None:
     """Measure a network on a data set: clean accuracy, accuracy under PGD, and certified accuracy with limits where images time out.
 
-    The network takes pixels from 0 to 1 and has as many inputs as an image has numbers, channels first. Ctrl-C prints what there is.
+    The network takes pixels from 0 to 1; images are brought into its order of axes, channels first or last. Ctrl-C prints what there is.
     """
     from verifier.accuracy_cli import measure
 
