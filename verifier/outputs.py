@@ -37,7 +37,7 @@ def keep_apart(inputs: Mapping[str, Path | str | None], outputs: Mapping[str, Pa
             raise OutputError(f"{option} {out} is {what}, which would be overwritten: give it another name.")
     for k, (option, out) in enumerate(wanted):
         for other, path in wanted[:k]:
-            if _same(out, path) and not _is_special(out):
+            if _same(out, path) and not _is_special(out) and standard_stream(out) is None:
                 raise OutputError(f"{option} and {other} are one file, {out}: give them two names.")
 
 
@@ -50,7 +50,7 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if _is_special(path):
+        if _is_special(path) or standard_stream(path):
             return
         target = Path(os.path.realpath(path))
         if target.exists():
@@ -62,18 +62,18 @@ def check_writable(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """The file holds `data`, or, where that fails, what it held before. A link is followed; permission bits are kept; pipes and devices are written to.
+    """The file holds `data`, or, where that fails, what it held before. Links are followed, permission bits kept; a pipe or device is written to.
 
     Raises:
         OutputError: it cannot be written.
     """
     try:
-        stream = _standard_stream(path)
+        stream = standard_stream(path)
         if stream is not None:
-            _write_all(stream, data)
+            write_all(stream, data)
         elif _is_special(path):
             with open(path, "wb", buffering=0) as file:
-                _write_all(file.fileno(), data)
+                write_all(file.fileno(), data)
         else:
             _replace(Path(os.path.realpath(path)), data)
     except (OSError, ValueError) as error:
@@ -95,10 +95,9 @@ def _replace(target: Path, data: bytes) -> None:
             os.fchmod(number, _mode(target))
             os.fsync(number)
         os.replace(name, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)  # what another file's name was not given to
 
 
 def _mode(target: Path) -> int:
@@ -111,13 +110,14 @@ def _mode(target: Path) -> int:
         return 0o666 & ~mask
 
 
-def _write_all(number: int, data: bytes) -> None:
+def write_all(number: int, data: bytes) -> None:
+    """The data, whole, to an open file."""
     view = memoryview(data)
     while view:
         view = view[os.write(number, view):]
 
 
-def _standard_stream(path: Path) -> int | None:
+def standard_stream(path: Path) -> int | None:
     """1 or 2 where the path is what stdout or stderr writes to: a new file under that name would take what was written before away."""
     for number in (1, 2):
         with suppress(OSError, ValueError):
