@@ -37,10 +37,14 @@ class BabConfig:
 
 @dataclass(frozen=True, slots=True)
 class CertificateConfig:
-    """A proof of `unsat` is kept in the file `path`; it is about the property in the file `property`."""
+    """A proof of `unsat` is kept in the file `path`; it is about the property in the file `property`.
+
+    `overwrite`: also where a certificate of another model or property lies there.
+    """
 
     path: Path
     property: Path
+    overwrite: bool = False
 
 
 ARITHMETICS = ("auto", "real", "float32", "float64", "float16")
