@@ -105,6 +105,7 @@ def test_another_questions_certificate_is_kept(safe: list[str], tmp_path: Path, 
     path, other = tmp_path / "a.cert", str(vnnlib(tmp_path / "q.vnnlib", *IN_UNIT, "(<= Y_0 -0.75)"))
     assert run(["verify", *safe, "--certificate", str(path)]) == 0
     before = path.read_bytes()
+    capsys.readouterr()
     assert "is the certificate of another property" in refusal(capsys, safe[0], other, "--certificate", str(path))
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(Path(safe[0]).read_bytes() + b"\x3a\x00")
