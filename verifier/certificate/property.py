@@ -171,6 +171,9 @@ class _Reader:
             else:
                 several.append(union)
         for union in several:
+            if result == [{}]:
+                result = union
+                continue
             found: dict[frozenset, Part] = {}
             for left, right in product(result, union):
                 both = dict(left)
@@ -299,8 +302,10 @@ def _meets(part: Part, whole: Part) -> bool:
     for form, offset in part.items():
         if len(form) == 1 and form[0][0][0] == "X":
             opposite = ((form[0][0], -form[0][1]),)
-            if any(opposite in known and _sign_of_sum(offset, known[opposite]) < 0 for known in (part, whole)):
-                return False
+            for known in (part, whole):
+                other = known.get(opposite)
+                if other is not None and -offset[0] >= other[0] and _sign_of_sum(offset, other) < 0:
+                    return False
     return True
 
 

@@ -159,6 +159,9 @@ def _product(start: _Conjunct, choices: list, source: Source) -> list[_Conjunct]
     result = [start]
     for choice in choices:
         several = _alternatives(choice, source)
+        if len(result) == 1 and result[0].size() == 1:
+            result = several
+            continue
         joined: dict[tuple, _Conjunct] = {}
         most = MAX_MULTIPLIED if len(result) > 1 and len(several) > 1 else MAX_DISJUNCTS
         written = 0
