@@ -16,7 +16,6 @@ import verifier
 from tests import mlp as nets
 from tests.mlp import Mlp, near_truth, random_mlp
 from tests.small_models import absolute_value, dense_relu, vnnlib
-from verifier import solve
 from verifier.attack import confirm as gate
 from verifier.config import AttackConfig, BabConfig, Config
 from verifier.errors import VerifierError

@@ -196,7 +196,7 @@ def _check_count(disjuncts: int, written: int, most: int, source: Source) -> Non
 
 def _add_comparison(compare: Compare, negated: bool, conjunct: _Conjunct, source: Source) -> None:
     """Adds a comparison's bound or row; negated, its complement's (never called so for '=')."""
-    op, left, right, at = compare
+    op, left, right, _ = compare
     if negated:
         op = _NEGATED[op]
     if type(right) is Number and type(left) is Variable and left.letter == "X":
