@@ -1,7 +1,7 @@
 """Graph and Node: the network, frozen, topologically ordered, with no bounds stored on it.
 
 Shapes. A node's `shape` is exactly the shape that ONNX gives its value for one sample (a dynamic dimension counts as 1), so a leading 1 that
-ONNX calls the batch is part of it. Execution and bounds put one more dimension in front, the batch of this package: `(B, *node.shape)`. All axes
+ONNX calls the batch is part of it; but a value without dimensions has the shape (1,). Execution and bounds put one more dimension in front, the batch of this package: `(B, *node.shape)`. All axes
 and permutations in attributes count from `node.shape`'s first dimension and are non-negative.
 
 Vocabulary (op: constants; attributes). `x` is the first input.
@@ -69,6 +69,10 @@ class Graph:
     arithmetic: str | None = None
     mixed: str = ""
 
+    def __post_init__(self) -> None:
+        if not all(node.shape for node in self.nodes):
+            object.__setattr__(self, "nodes", tuple(map(_with_a_dimension, self.nodes)))
+
     @property
     def input(self) -> Node:
         return self.nodes[0]
@@ -94,3 +98,11 @@ class Graph:
 
         nodes = tuple(replace(n, constants={k: move(v) for k, v in n.constants.items()}) for n in self.nodes)
         return replace(self, nodes=nodes)
+
+
+def _with_a_dimension(node: Node) -> Node:
+    """A node whose value has no dimensions as one of shape (1,): what it does to its inputs stays right, for they broadcast."""
+    if node.shape:
+        return node
+    attributes = {**node.attributes, "perm": (0,)} if node.op == "Transpose" else node.attributes
+    return replace(node, shape=(1,), attributes=attributes)
