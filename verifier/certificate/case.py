@@ -152,8 +152,8 @@ class Case:
             tick()
             scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in part]
             lower, upper = narrowed(*whole, scaled)
-            number = np.arange(begin, begin + len(part))
-            boxes = Boxes(lower, upper, number, shared(part), None if weight is None else weight[number])
+            own = None if weight is None else weight[begin:begin + len(part)]
+            boxes = Boxes.leaves((lower, upper), begin, shared(part), len(polytopes), own)
             for found in spread(partial(proof.unproved, self.problem), list(boxes.subtrees(max(1, min(TOGETHER, len(part) // 8))))):
                 for leaf, polytope, value in found:
                     failed.setdefault(polytope, Failure(self.number, polytope, self.trees, leaf, value))
