@@ -146,8 +146,7 @@ def random_problem(seed: int, kinds: Sequence[str] = (RELU, RELU), inputs: int =
     region = InputMap(draw(inputs), draw(inputs).abs() + 0.1, torch.arange(inputs))
     return ReducedProblem(
         A=A, W=W, b=b, A_o=draw(rows, inputs), W_o=draw(rows, total), b_o=draw(rows), lower=lower, upper=upper, blocks=blocks,
-        polytope=index, noise=torch.zeros(total, dtype=DOUBLE),
-            slack=torch.zeros(rows, dtype=DOUBLE), neuron=torch.stack([torch.arange(total)] * 2, 1),
+        polytope=index, margin=torch.zeros(rows, dtype=DOUBLE), neuron=torch.stack([torch.arange(total)] * 2, 1),
         split=torch.zeros(total, dtype=torch.int8), inputs=region,
     )
 
@@ -284,7 +283,7 @@ def open_domains(problem: ReducedProblem, seed: int, count: int = 4) -> DomainBa
     cuts = (None, None) if drawn.domains.lower is None else (drawn.domains.lower[0], drawn.domains.upper[0])
     return DomainBatch(
         row, torch.full((count,), -torch.inf, dtype=DOUBLE), torch.zeros(count, dtype=torch.int16), drawn.domains.split[0],
-        pack_alpha(drawn.multipliers.alpha[0]), pack_beta(drawn.multipliers.beta[0]), *cuts,
+        pack_alpha(drawn.multipliers.alpha[0]), pack_beta(drawn.multipliers.beta[0]), torch.arange(count), *cuts,
     )
 
 

@@ -22,7 +22,6 @@ from verifier.certificate.emit import case_records, reopen
 from verifier.certificate.write import Writer
 from verifier.config import AttackConfig, CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
-from verifier.exact.dual import leaf_proof
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
 from verifier.reduced.build import BuildConfig, build
@@ -262,7 +261,7 @@ class _Run:
         def offer(key: int, polytope: int, x: Tensor) -> bool:
             return self.jobs[key].offer(polytope, x.cpu().numpy(), "a corner of a bound")
 
-        return Oracle(offer, leaf_answer, _program)
+        return Oracle(offer, leaf_answer)
 
     def _verdict(self, k: int, spec: Spec) -> Verdict:
         jobs = [job for job in self.jobs if job.spec == k]
@@ -362,11 +361,6 @@ def _resources(*jobs: _Job) -> Iterator[None]:
         return
     for job in jobs:
         job.failure = failure
-
-
-def _program(problem: ReducedProblem, polytope: int, split: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-    found = leaf_proof(problem, polytope, split)
-    return None if found is None else (found.weight, found.nu)
 
 
 def _free_inputs(case: Case) -> int:

@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from verifier.bab.branching import choose
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta
 from verifier.bab.frontier import Frontier
-from verifier.bab.log import Log, walk
+from verifier.bab.log import Log
 from verifier.bab.work import Work, as_packed, children, load, spec_rows, split_point, unload
 from verifier.config import BabConfig
 from verifier.reduced.bound import Effort, Multipliers, optimise
@@ -33,20 +33,18 @@ Offer = Callable[[int, int, Tensor], bool]
 
 Leaf = Callable[[ReducedProblem, int, Tensor], "LeafAnswer"]
 
-Program = Callable[[ReducedProblem, int, Tensor], "tuple[Any, Any] | None"]
-"""program(problem, polytope, split (U,)) -> weights of the polytope's rows and multipliers nu that prove a leaf, or None."""
-
-
 @dataclass(frozen=True, slots=True)
 class LeafAnswer:
-    """What an exact solver says of a leaf: a lower bound of its polytope (infinite: the leaf is empty) and the scaled input `x (n,)` that
+    """What an exact solver says of a leaf. It is closed by a `proof`, weights `(R,)` of the polytope's rows and multipliers nu `(U,)`, which
 
-    attains it; `neuron` is the unsplit one whose relaxation is loosest there, None where the bound is exact.
+    show the bound `lower` (infinite: the leaf is empty). Otherwise `x (n,)` is the scaled input where the polytope is least, and `neuron` the unsplit
+    one whose relaxation is loosest there, None where it is exact.
     """
 
     lower: float
     x: Tensor | None = None
     neuron: int | None = None
+    proof: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(slots=True)
@@ -56,7 +54,7 @@ class Search:
     `stuck`: a leaf that no solver decides; `full`: the frontier has used its memory.
     `volume`: the share of the tree that is closed, by 2^-depth of the closed domains, over all open rows.
     `splits`: how often each neuron was split, by its row of `problem.neuron`, a name that outlives the problem's reductions.
-    `log`: what happened, where a certificate is wanted.
+    `log`: what happened; that of a new search unless another's goes on.
     """
 
     key: int
@@ -71,7 +69,11 @@ class Search:
     started: bool = False
     floor: Tensor | None = None
     splits: Counter[tuple[int, int]] = field(default_factory=Counter)
-    log: Log | None = None
+    log: Log = None
+
+    def __post_init__(self) -> None:
+        if self.log is None:
+            self.log = Log(self.problem)
 
     @property
     def decided(self) -> bool:
@@ -85,36 +87,45 @@ class Search:
         return self.frontier.minimum()
 
     def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
-        """A checker refuses this polytope's `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`.
+        """A checker refuses this polytope's `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`
+
+        (and by a roundoff of the rows' size: what lacks nothing but is not positive).
 
         The leaf is open again, and every one that was closed within the margin.
         """
         if not math.isfinite(lacked):
             self.stuck = True
             return
-        own, more = self.problem.polytope == polytope, 1.5 * max(lacked, 1e-9)
-        self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack + more, self.problem.slack))
-        region = int(walk(self.log.tree, [self.log.root[polytope]]).leaf[leaf])
-        self.frontier.push(self.log.reopen(polytope, region, float(self.problem.slack[own].max())))
+        self.problem, margin = raised(self.problem, self.problem.polytope == polytope, 1.5 * lacked)
+        opened = self.log.reopen(polytope, leaf, margin)
+        if len(self.frontier):  # what an earlier call has opened is there already
+            opened = opened.take((~torch.isin(opened.id, self.frontier.open.id)).nonzero().squeeze(-1))
+        if len(opened):
+            self.frontier.push(opened)
+
+
+def raised(problem: ReducedProblem, own: Tensor, more: float) -> tuple[ReducedProblem, float]:
+    """The problem with the margin of its rows `own (S,)` raised by `more` and a roundoff of their size, and the largest of these margins."""
+    margin = problem.margin + more + torch.finfo(problem.margin.dtype).eps * problem.row_size()
+    problem = replace(problem, margin=torch.where(own, margin, problem.margin))
+    return problem, float(problem.margin[own].max())
 
 
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot, `program` says why, for a log."""
+    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot."""
 
     offer: Offer
     leaf: Leaf
-    program: Program = lambda problem, polytope, split: None
 
 
 def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     """Bounds every row at the root and opens one domain for each polytope that none of its rows proves (the best row stands for it)."""
     problem = search.problem
     single, count = with_fast_inputs(stack([problem])), len(problem.b_o)
-    effort = effort if search.log is None else replace(effort, packed=as_packed)
     row = torch.arange(count, device=problem.b_o.device).unsqueeze(0)
-    bounds = row_bounds(single, row, effort)
-    best, found = bounds[0][0] - problem.slack, bounds[1]
+    bounds = row_bounds(single, row, replace(effort, packed=as_packed))
+    best, found = bounds[0][0] - problem.margin, bounds[1]
     search.started, search.domains = True, count
     search.floor = best.clone()
     tops = []
@@ -124,17 +135,15 @@ def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     if tops:
         index = torch.stack(tops)
         is_open = ~(best[index] > 0)
-        index = index if search.log is not None else index[is_open]
         u = problem.unstable
         cuts = (None, None) if single.is_relu else (problem.lower.expand(len(index), u).clone(), problem.upper.expand(len(index), u).clone())
         roots = DomainBatch(
-            index, best[index] + problem.slack[index], torch.zeros_like(index, dtype=torch.int16), problem.split.expand(len(index), u).clone(),
-            pack_alpha(found.alpha[0, index]), pack_beta(found.beta[0, index]), *cuts,
+            index, best[index] + problem.margin[index], torch.zeros_like(index, dtype=torch.int16), problem.split.expand(len(index), u).clone(),
+            pack_alpha(found.alpha[0, index]), pack_beta(found.beta[0, index]), search.log.open_roots(index), *cuts,
         )
-        if search.log is not None:
-            roots = search.log.open_roots(roots).take(is_open.nonzero().squeeze(-1))
-        if len(roots):
-            search.frontier.push(roots)
+        search.log.close(roots)
+        if bool(is_open.any()):
+            search.frontier.push(roots.take(is_open.nonzero().squeeze(-1)))
 
 
 def row_bounds(single: Stack, row: Tensor, effort: Effort) -> tuple[Tensor, Multipliers, Tensor]:
@@ -143,7 +152,7 @@ def row_bounds(single: Stack, row: Tensor, effort: Effort) -> tuple[Tensor, Mult
     domains = Domains(problem.split.expand(1, k, -1), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper)))
     rows = spec_rows(single, row)
     begin = Multipliers(start_alpha(single).unsqueeze(1).expand(1, k, -1), torch.zeros_like(rows.wo))
-    return optimise(single, rows, domains, begin, effort, problem.slack[row])
+    return optimise(single, rows, domains, begin, effort, problem.margin[row])
 
 
 def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener = silent) -> None:
@@ -166,8 +175,7 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         left, closed = sum(len(s.frontier) for s in active), sum(s.closed for s in searches)
         listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), left, closed))
         for search in active:
-            logged = 0 if search.log is None else search.log.nbytes()
-            search.full |= search.frontier.nbytes() + logged > config.frontier_bytes
+            search.full |= search.frontier.nbytes() + search.log.nbytes() > config.frontier_bytes
 
 
 def _group(active: list[Search], size: int) -> list[Search]:
@@ -193,9 +201,7 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
         _leaves(search, shared, work, p, (neuron, useful), oracle, deadline)
     if not bool(useful.any()):
         return
-    kids = children(shared, work, neuron)
-    if work.id is not None:
-        kids = replace(kids, id=log_split(group, shared, work, neuron, useful))
+    kids = replace(children(shared, work, neuron), id=log_split(group, shared, work, neuron, useful))
     best, multipliers, corner = bound_children(shared, kids, config)
     better = torch.maximum(best, kids.lower)
     kids = replace(kids, lower=better, multipliers=multipliers)
@@ -206,8 +212,7 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
 
 
 def bound_children(shared: Stack, kids: Work, config: BabConfig) -> tuple[Tensor, Multipliers, Tensor]:
-    effort = Effort(config.steps, packed=None if kids.id is None else as_packed)
-    return optimise(shared, kids.rows, kids.domains, kids.multipliers, effort, kids.target)
+    return optimise(shared, kids.rows, kids.domains, kids.multipliers, Effort(config.steps, packed=as_packed), kids.target)
 
 
 def log_split(group: list[Search], shared: Stack, work: Work, neuron: Tensor, useful: Tensor) -> Tensor:
@@ -231,8 +236,7 @@ def _settle(search: Search, shared: Stack, kids: Work, p: int, useful: Tensor, c
     closed = done & real
     search.closed += int(closed.sum())
     search.volume += float((0.5 ** kids.depth[p, :count][closed].to(kids.lower.dtype)).sum())
-    if search.log is not None:
-        search.log.close(unload(shared, kids, p, closed.nonzero().squeeze(-1)))
+    search.log.close(unload(shared, kids, p, closed.nonzero().squeeze(-1)))
     keep = (~done & real).nonzero().squeeze(-1)
     if len(keep) == 0:
         return
@@ -246,7 +250,7 @@ def _offer(search: Search, x: Tensor, row: Tensor, oracle: Oracle) -> None:
     problem = search.problem
     _, m = problem.evaluate(x)
     polytope = problem.polytope[row]
-    outside = (problem.polytope.unsqueeze(0) == polytope.unsqueeze(1)) & (m > 2 * problem.slack)
+    outside = (problem.polytope.unsqueeze(0) == polytope.unsqueeze(1)) & (m > problem.margin)
     hits = (~outside.any(1)).nonzero().squeeze(-1)
     for which in polytope[hits].unique().tolist():
         own = hits[polytope[hits] == which][:8]
@@ -265,12 +269,11 @@ def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Ten
         polytope = int(problem.polytope[work.row[p, k]])
         split = work.domains.split[p, k][shared.index[p]]
         answer = oracle.leaf(problem, polytope, split)
-        if answer.lower > float(problem.slack.max()):
+        if answer.proof is not None:
             search.closed += 1
             search.volume += 0.5 ** int(work.depth[p, k])
-            if search.log is not None:
-                leaf = unload(shared, work, p, torch.tensor([k], device=work.row.device))
-                search.log.close_by_program(leaf, oracle.program(problem, polytope, split))
+            leaf = unload(shared, work, p, torch.tensor([k], device=work.row.device))
+            search.log.close_by_program(leaf, answer.lower, answer.proof)
         elif answer.x is not None and oracle.offer(search.key, polytope, problem.inputs.full(answer.x.unsqueeze(0))):
             search.falsified = True
             return
