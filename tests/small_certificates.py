@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from verifier.certificate.arithmetic import FLOAT64
+from verifier.certificate.arithmetic import FLOAT32, ROUNDED
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import property_digest
 from verifier.certificate.schema import Record, read_records, write_header, write_record
@@ -47,6 +47,6 @@ def from_bytes(data: bytes) -> list[Record]:
 def check_case(graph: Graph, records: Iterable[Record], deployed: bool) -> list[Failure]:
     """What the records of one case, CASE first, leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
     records = iter(records)
-    case = Case(graph, next(records), deployed, FLOAT64, 0)
+    case = Case(graph, next(records), FLOAT32 if deployed else None, ROUNDED, 0)
     assert case.run(records, lambda: None) is None, "other records follow"
     return case.failures()

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from verifier.certificate.arithmetic import FLOAT64, Arithmetic
+from verifier.certificate.arithmetic import ROUNDED, RUNTIMES, Arithmetic
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
 from verifier.certificate.schema import CertificateError, Record, open_certificate, read_records
-from verifier.graph.onnx_file import computes_in_float32, model_digest, parse_model
+from verifier.graph.onnx_file import arithmetic_of, model_digest, parse_model
 from verifier.graph.onnx_load import load_onnx
 
 Listener = Callable[[float], None]
@@ -37,7 +37,7 @@ class Report:
 
 
 def check(
-    model: str | Path, prop: str | Path, certificate: str | Path, arithmetic: Arithmetic = FLOAT64, listener: Listener = lambda share: None
+    model: str | Path, prop: str | Path, certificate: str | Path, arithmetic: Arithmetic = ROUNDED, listener: Listener = lambda share: None
 ) -> Report:
     """Whether the certificate proves the property of the model.
 
@@ -51,21 +51,23 @@ def check(
         records = read_records(file, str(certificate))
         head = next(records)
         about = head.field("arithmetic", str)
-        if about not in ("real", "float32"):
-            raise CertificateError(f"{head.place} is about {about!r} arithmetic: real and float32 are known.")
+        if about not in RUNTIMES:
+            raise CertificateError(f"{head.place} is about {about!r} arithmetic: {', '.join(RUNTIMES)} are known.")
         for what, given, own in (("model", model, model_digest(model)), ("property", prop, property_digest(prop))):
             if head.field(what, str) != own:
                 seen = f"its SHA-256 begins with {head.field(what, str)[:12]!r}, not {own[:12]!r}"
                 return Report(False, f"It is a certificate for another {what} than {given}: {seen}.", about)
-        if about == "float32" and not computes_in_float32(parse_model(model)):
-            return Report(False, f"It speaks of float32 arithmetic, but {model} does not compute in float32 throughout.", about)
+        if RUNTIMES[about] and arithmetic_of(parse_model(model)) != about:
+            return Report(False, f"It speaks of {about} arithmetic, but {model} does not compute in {about} throughout.", about)
         graph, leaves, failures = load_onnx(model), [], []
 
         def proved() -> Iterator[tuple]:
             """What the cases state, one by one, up to the first that is not proved."""
             record: Record | None = next(records)
             while record is not None and record.kind == "CASE":
-                case = Case(graph, record, about == "float32", arithmetic, len(leaves))
+                case = Case(graph, record, RUNTIMES[about], arithmetic, len(leaves))
+                if case.statement.ball is not None:
+                    raise CertificateError(f"{record.place} has a ball, and a property's file states none: it covers no disjunct.")
                 record = case.run(records, lambda: listener(file.tell() / size))
                 leaves.append(case.leaves)
                 failures.extend(case.failures())

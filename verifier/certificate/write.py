@@ -13,14 +13,14 @@ import numpy as np
 
 from verifier import __version__
 from verifier.bab.budget import Deadline
-from verifier.certificate.arithmetic import Rounded
+from verifier.certificate.arithmetic import RUNTIMES, Rounded
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
 from verifier.certificate.schema import Record, make_room, read_records, write_header, write_record
 from verifier.config import CertificateConfig
 from verifier.errors import OutOfTime, VerifierError
 from verifier.graph.ir import Graph
-from verifier.graph.onnx_file import computes_in_float32, model_digest, parse_model
+from verifier.graph.onnx_file import arithmetic_of, model_digest, parse_model
 from verifier.graph.onnx_load import load_onnx
 from verifier.spec.spec import Spec
 
@@ -38,8 +38,9 @@ class Writer:
             raise VerifierError("A certificate speaks of an ONNX file, and this network comes from none: export it and load the file.")
         if any(case.ball is not None for case in spec.cases):
             raise VerifierError("Certificates are for boxes, and this property has an l1 or l2 ball: use the linf norm, or ask for no certificate.")
-        if wanted.arithmetic == "float32" and not computes_in_float32(parse_model(graph.source)):
-            raise VerifierError(f"{graph.source} does not compute in float32, so nothing is said of float32 here: use --arithmetic real.")
+        if RUNTIMES[wanted.arithmetic] and arithmetic_of(parse_model(graph.source)) != wanted.arithmetic:
+            own = wanted.arithmetic
+            raise VerifierError(f"{graph.source} does not compute in {own}, so nothing is said of {own} here: use --arithmetic real.")
         self.wanted, self.cases, self.network = wanted, 0, load_onnx(graph.source)
         self._property = read_property(wanted.property, spec.n_in, spec.n_out)
         self._head = Record("HEAD", {
@@ -74,7 +75,7 @@ class Writer:
         whole.seek(0)
         records = read_records(whole, "The certificate")
         next(records)  # HEAD
-        case = Case(self.network, next(records), self.wanted.arithmetic == "float32", Rounded(), self.cases)
+        case = Case(self.network, next(records), RUNTIMES[self.wanted.arithmetic], Rounded(), self.cases)
         case.run(records, lambda: _in_time(deadline))
         failures = case.failures()
         if not failures:

@@ -156,13 +156,17 @@ def input_type(model: ModelProto) -> np.dtype:
     return np.dtype(np.float64 if input_of(model).type.tensor_type.elem_type == TensorProto.DOUBLE else np.float32)
 
 
-def computes_in_float32(model: ModelProto) -> bool:
-    """Whether a runtime computes in binary32 throughout: the input is float32, and no weight or cast is of a narrower type."""
-    narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+def arithmetic_of(model: ModelProto) -> str:
+    """The one arithmetic that a runtime computes in throughout: "float32", "float64", "float16", or "" where it is none of them.
+
+    The type is the input's. No weight or cast is of another floating type, but for float64 beside float32: it rounds less.
+    """
+    names = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
     casts = (a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
     constants = (a.t.data_type for node in model.graph.node for a in node.attribute if a.type == AttributeProto.TENSOR)
-    types = {*(tensor.data_type for tensor in model.graph.initializer), *casts, *constants}
-    return input_of(model).type.tensor_type.elem_type == TensorProto.FLOAT and not types.intersection(narrow)
+    own = names.get(input_of(model).type.tensor_type.elem_type, "")
+    others = {names[t] for t in {*(tensor.data_type for tensor in model.graph.initializer), *casts, *constants} if t in names} - {own}
+    return own if own != "bfloat16" and others <= ({"float64"} if own == "float32" else set()) else ""
 
 
 def output_of(model: ModelProto) -> str:
