@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from verifier import __version__
-from verifier.console import tell
+from verifier import __version__, supervisor
 from verifier.errors import OutOfMemory
 from verifier.options import CheckOptions
+from verifier.streams import tell
 
 
 def check(options: CheckOptions) -> bool:
@@ -25,6 +25,7 @@ def check(options: CheckOptions) -> bool:
             report = checked(options.model, options.property, options.certificate, arithmetic, advance)
     except MemoryError:
         raise OutOfMemory(f"This machine has not the memory that {options.certificate} needs: check it on a larger one.") from None
+    supervisor.speaking()
     if options.json:
         keep = ("accepted", "arithmetic", "cases", "leaves")
         reason = None if report.accepted else report.sentence

@@ -9,15 +9,18 @@ import os
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verifier import __version__
+from verifier import __version__, supervisor
 from verifier.config import CertificateConfig, Config, load_config
-from verifier.console import Answer, ProgressLine, as_json, finite, tell, watch, word
+from verifier.console import Answer, ProgressLine, as_json, end_after, finite, word
 from verifier.errors import OutOfMemory, VerifierError
 from verifier.options import AccuracyOptions, BoundsOptions, CheckOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
+from verifier.outputs import keep_apart
+from verifier.streams import plain, tell
 from verifier.verdict import Reason
 
 if TYPE_CHECKING:
@@ -49,19 +52,22 @@ def verify(options: VerifyOptions) -> None:
     The first line of stdout is the verdict, sentences go to stderr. The exit code is 0 for every verdict and 2 for bad input.
     """
     line = ProgressLine(options.verbose)
+    keep_apart(
+        {"the model": options.model, "the property": options.property, "the configuration": options.config},
+        {"--results-file": options.results_file, "--certificate": options.certificate},
+    )
     config = _settings(options)
-    if options.arithmetic is not None and options.certificate is None:
-        raise VerifierError("--arithmetic says what a certificate speaks of: give --certificate PATH too.")
     if options.certificate is not None:
         from verifier.certificate.schema import make_room
 
         make_room(options.certificate)  # before the clock can end this: no older proof lies beside a time-out
-    answer = Answer(options.json, options.results_file, line)
-    watchdog = watch(answer, config.timeout_s)
-    try:
-        answer.give(_decide(options, config, line))
-    finally:
-        watchdog.cancel()
+    answer = Answer(options.json, options.results_file, line, config.timeout_s, _unfinished(options.certificate))
+    answer.give(_decide(options, config, line))
+
+
+def _unfinished(certificate: Path | None) -> list[str]:
+    """What this process would leave behind if it were ended while it gives the certificate its name."""
+    return [] if certificate is None else [str(certificate.with_name(f"{certificate.name}.{os.getpid()}.part"))]
 
 
 def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdict:
@@ -76,6 +82,7 @@ def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdi
             tell(spec.note)
         from verifier import solve
 
+        supervisor.interruptible()
         elapsed = time.monotonic() - line.started
         left = max(config.timeout_s - elapsed, min(config.timeout_s, 0.5))  # the user's clock started with the command, not with the solver
         verdict = solve.verify(graph, spec, replace(config, timeout_s=left), line, _wanted(options))
@@ -108,6 +115,7 @@ def robustness(options: RobustnessOptions) -> None:
     around = Perturbation(parse_eps(options.eps), options.norm.value, clip, mean, std)
     graph = _load(options.model)
     rows = []
+    supervisor.interruptible()
     try:
         for row in certify(graph, images[chosen], labels[chosen], around, config, line):
             rows.append(replace(row, index=chosen[row.index]))
@@ -144,7 +152,9 @@ def accuracy(options: AccuracyOptions) -> None:
     """
     from verifier.accuracy_cli import measure
 
-    measure(options, _load(options.model), _settings(options))
+    graph, config = _load(options.model), _settings(options)
+    supervisor.interruptible()
+    measure(options, graph, config)
 
 
 @app.command(epilog="Example: verifier check net.onnx prop.vnnlib proof.cert")
@@ -156,6 +166,7 @@ def check(options: CheckOptions) -> None:
     """
     from verifier import check_cli
 
+    end_after(options.timeout)
     if not check_cli.check(options):
         raise typer.Exit(1)
 
@@ -166,11 +177,13 @@ def bounds(options: BoundsOptions) -> None:
     """Bound every output over the property's input region, and count unstable, active and inactive ReLUs in each layer."""
     from verifier.spec.normal import load_vnnlib
 
+    end_after(options.timeout)
     graph = _load(options.model)
     spec = load_vnnlib(options.property, _size(graph.input_shape), _size(graph.output_shape))
     from verifier.measure.outputs import output_bounds
 
     found = output_bounds(graph, spec, options.engine.value)
+    supervisor.speaking()
     if options.json:
         numbers = {"lower": [finite(v) for v in found.lower], "upper": [finite(v) for v in found.upper]}
         print(json.dumps(numbers | {"layers": [asdict(layer) for layer in found.layers]}))
@@ -180,7 +193,7 @@ def bounds(options: BoundsOptions) -> None:
         print(f"{f'Y_{i}':>8} {lower:14.6g} {upper:14.6g}")
     print(f"\n{'neurons':>8} {'unstable':>8} {'active':>8} {'inactive':>8}  layer")
     for layer in found.layers:
-        print(f"{layer.neurons:8d} {layer.unstable:8d} {layer.active:8d} {layer.inactive:8d}  {layer.name}")
+        print(f"{layer.neurons:8d} {layer.unstable:8d} {layer.active:8d} {layer.inactive:8d}  {plain(layer.name)}")
 
 
 @app.command(epilog="Example: verifier info net.onnx.gz")
@@ -189,16 +202,18 @@ def info(options: InfoOptions) -> None:
     """Show a network as a table: operations, shapes, parameters, zero weights and activations; unsupported nodes are named."""
     from verifier.graph.describe import describe, total
 
+    end_after(options.timeout)
     rows = describe(_load(options.model))
+    supervisor.speaking()
     if options.json:
         print(json.dumps({"nodes": [asdict(row) for row in rows], "total": asdict(total(rows))}))
         return
-    width = max(len(row.name) for row in [*rows, total(rows)])
+    width = max(len(plain(row.name)) for row in [*rows, total(rows)])
     print(f"{'node':<{width}}  {'operation':<13} {'shape':<18} {'parameters':>11} {'zero':>7} {'activations':>11}")
     for row in [*rows, total(rows)]:
         shape = "x".join(map(str, row.shape)) or "scalar"
         zero = f"{row.sparsity:.1%}" if row.parameters else ""
-        print(f"{row.name:<{width}}  {row.op:<13} {shape:<18} {row.parameters or '':>11} {zero:>7} {row.activations or '':>11}")
+        print(f"{plain(row.name):<{width}}  {plain(row.op):<13} {shape:<18} {row.parameters or '':>11} {zero:>7} {row.activations or '':>11}")
 
 
 def _load(path: object) -> Graph:
@@ -214,13 +229,15 @@ def _settings(options: RunOptions) -> Config:
         config = replace(config, timeout_s=options.timeout)
     if options.device is not None:
         config = replace(config, device=options.device)
+    if options.arithmetic is not None:
+        config = replace(config, arithmetic=options.arithmetic.value)
     return replace(config, attack=None) if options.no_attack else config
 
 
 def _wanted(options: VerifyOptions) -> CertificateConfig | None:
     if options.certificate is None:
         return None
-    return CertificateConfig(options.certificate, options.property, "real" if options.arithmetic is None else options.arithmetic.value)
+    return CertificateConfig(options.certificate, options.property)
 
 
 def _numbers(text: str | None, option: str, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -241,9 +258,10 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of the command line `verifier *arguments`."""
+    """The exit code of the command line `verifier *arguments`, all of it in this process: without the supervisor's deadlines."""
     try:
         code = int(app(arguments or ["--help"], prog_name="verifier", standalone_mode=False) or 0)
+        sys.stdout.flush()
         if code == _INTERRUPTED:  # newer releases of typer turn an interruption into this code, without a word
             tell("verifier: interrupted.")
         return code
@@ -251,6 +269,10 @@ def run(arguments: list[str]) -> int:
         tell(f"verifier: {error.format_message().rstrip('.')}: see verifier --help.")
     except VerifierError as error:
         tell(f"verifier: {error}")
+    except MemoryError:
+        tell("verifier: this machine has no memory left for that.")
+    except OSError as error:  # what cannot be read or written, of no file of which a command says so itself
+        tell(f"verifier: {error.filename or 'a temporary file'} cannot be read or written: {error.strerror or error}.")
     except (KeyboardInterrupt, typer.Abort):
         tell("verifier: interrupted.")
         return _INTERRUPTED
@@ -258,11 +280,10 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    # Read when torch starts its threads: those that spin while they wait make a shared machine ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Read when numpy loads: the checker has its own two threads, and OpenBLAS's would wait for each other.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.exit(run(sys.argv[1:]))
+    """As the installed command; `verifier.start` does the same before anything large is imported."""
+    from verifier import start
+
+    start.main()
 
 
 if __name__ == "__main__":

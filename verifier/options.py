@@ -31,10 +31,13 @@ class Norm(str, Enum):
 
 
 class Arithmetic(str, Enum):
-    """In which arithmetic a proof takes the network to be computed."""
+    """What a proof must be about: the network as its own arithmetic computes it, or over the reals."""
 
+    AUTO = "auto"
     REAL = "real"
     FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    FLOAT16 = "float16"
 
 
 class Part(str, Enum):
@@ -52,6 +55,7 @@ Images = Annotated[
     Path,
     typer.Argument(metavar="IMAGES.npz", exists=True, dir_okay=False, help="Arrays x (N, ...), y (N,); 8-bit pixels are scaled by 1/255."),
 ]
+Within = Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds until the command gives up, with exit code 2.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -59,8 +63,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 class RunOptions:
     """What every command that runs the solver takes. None means: as in the configuration file, or its default."""
 
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds until the answer is `timeout` (default 120).")] = None
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds from the command's start until the answer is `timeout` (default 120).")
+    ] = None
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute (default auto).")] = None
+    arithmetic: Annotated[
+        Arithmetic | None,
+        typer.Option(help="What an `unsat` must be proved of: the network as its own type computes it, in any order of summation; over the reals; or "
+                     "(auto, the default) the first, and where that fails the second, which the answer says."),
+    ] = None
     config: Annotated[
         Path | None, typer.Option(metavar="F.toml", exists=True, dir_okay=False, help="Settings in TOML; options win over it.")
     ] = None
@@ -74,15 +85,13 @@ class VerifyOptions(RunOptions):
     model: Model
     property: Property
     results_file: Annotated[
-        Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too.")
+        Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too. An older verdict "
+                     "there is replaced once there is a new one; no other file is overwritten.")
     ] = None
     certificate: Annotated[
         Path | None,
-        typer.Option(metavar="F.cert", dir_okay=False, help="Say `unsat` only with a proof that was checked, and write it there. An older "
-                     "certificate there is removed at the start, whatever the answer will be; no other file is overwritten."),
-    ] = None
-    arithmetic: Annotated[
-        Arithmetic | None, typer.Option(help="What the proof speaks of: the network over the reals (default), or as float32 computes it.")
+        typer.Option(metavar="F.cert", dir_okay=False, help="Keep the proof of an `unsat` there, for `verifier check`. An older certificate there "
+                     "is removed at the start, whatever the answer will be; no other file is overwritten."),
     ] = None
 
 
@@ -119,7 +128,6 @@ class AccuracyOptions(RunOptions):
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Write properties and proofs, image-N.vnnlib and .cert; those found are only checked."),
     ] = None
-    arithmetic: Annotated[Arithmetic | None, typer.Option(help="What the certificates prove: see `verifier verify --help` (default real).")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +135,7 @@ class BoundsOptions:
     model: Model
     property: Property
     engine: Annotated[Engine, typer.Option(help="How to bound, from fast to tight.")] = Engine.CROWN
+    timeout: Within = 600.0
     json: Json = False
 
 
@@ -136,12 +145,14 @@ class CheckOptions:
     property: Property
     certificate: Annotated[Path, typer.Argument(metavar="PROOF.cert", exists=True, dir_okay=False, help="What `verify --certificate` wrote.")]
     exact: Annotated[bool, typer.Option("--exact", help="Compute over the rationals: for small networks.")] = False
+    timeout: Within = 600.0
     json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     model: Model
+    timeout: Within = 600.0
     json: Json = False
 
 

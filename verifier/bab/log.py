@@ -108,10 +108,6 @@ class Lemma:
     sign: Tensor
 
 
-Step = None
-"""Among lemmas: the problem is made anew here with the bounds so far."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Closed:
     """Domains as a log keeps them, without what their tree tells: a third of what they take in a frontier.
@@ -141,11 +137,12 @@ class _Closed:
 class Log:
     """A search over the neurons of `problem`: its tree, the domains that were closed, and the multipliers that linear programs gave.
 
+    `lemmas`: what was shown before; names of neurons `(U, 2)` among them say that the problem was made anew, of these.
     `root`: by polytope, the number of its root. `programs`: by region, (weight (R,), nu (U,)).
     """
 
     problem: ReducedProblem
-    lemmas: list[Lemma | None] = field(default_factory=list)
+    lemmas: list[Lemma | Tensor] = field(default_factory=list)
     tree: Tree = field(default_factory=Tree)
     root: dict[int, int] = field(default_factory=dict)
     closed: list[_Closed] = field(default_factory=list)
@@ -155,7 +152,7 @@ class Log:
     def after(self, problem: ReducedProblem) -> Log:
         """The log of a new search over the problem that the lemmas so far have made of this one."""
         if problem.unstable < STEP_SHARE * self.problem.unstable:
-            self.lemmas.append(Step)
+            self.lemmas.append(problem.neuron)
         return Log(problem, self.lemmas)
 
     def add(self, lemma: Lemma) -> None:
@@ -186,7 +183,7 @@ class Log:
         self.size += sum(part.nbytes for part in proof)
 
     def nbytes(self) -> int:
-        return self.size + self.tree.nbytes() + sum(lemma.log.nbytes() for lemma in self.lemmas if lemma is not None)
+        return self.size + self.tree.nbytes() + sum(lemma.log.nbytes() for lemma in self.lemmas if isinstance(lemma, Lemma))
 
     def lower(self) -> np.ndarray:
         """The bound of every region, `(count,)`, as it was closed the latest time."""

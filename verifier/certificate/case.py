@@ -92,7 +92,8 @@ class Case:
             elif record.kind == "BOXS":
                 self._boxes(record, tick)
             elif record.kind == "STEP":
-                self.problem = eliminate(self.problem, self.kept)
+                kept = record.array("kept", "u4", (None,)).tolist() if record.arrays else self.kept
+                self.problem = eliminate(self.problem, frozenset(kept))
             else:
                 return record
         return None

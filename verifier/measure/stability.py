@@ -36,7 +36,7 @@ def stability(graph: Graph, result: BoundResult) -> tuple[LayerStability, ...]:
 
     Activations that the output does not depend on have no bounds and no row.
     """
-    from verifier.box import Box
+    from verifier.box import Box, flat
     from verifier.ops import ElementwiseOp, rule_for
 
     layers = []
@@ -45,7 +45,7 @@ def stability(graph: Graph, result: BoundResult) -> tuple[LayerStability, ...]:
         if not isinstance(rule, ElementwiseOp) or node.inputs[0] not in result.intermediate:
             continue
         given = result.intermediate[node.inputs[0]]
-        box = Box(given.lower.detach().flatten(1), given.upper.detach().flatten(1))
+        box = Box(flat(given.lower.detach(), 1), flat(given.upper.detach(), 1))
         unstable = rule.unstable(node, box)[0]
         flat = (rule.relax(node, box).lower_slope == 0) & ~unstable
         inactive, total = flat.sum(1), box.lower.shape[1]
