@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.cut import cut
-from verifier.bab.driver import Oracle, raised
+from verifier.bab.driver import Oracle
 from verifier.bab.log import BoxLog, walk
 from verifier.reduced.boxes import BoxBounds, box_bounds
 from verifier.reduced.problem import ReducedProblem
@@ -28,19 +29,23 @@ THINNEST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """N boxes `lower, upper (N, n)` of one problem; `share (N,)` of the region that each stands for; `id (N,)` names them in the log."""
+    """N boxes `lower, upper (N, n)` of one problem; `share (N,)` of the region that each stands for; `id (N,)` names them in the log.
+
+    `more (N, S)`: what the rows' bounds must exceed beyond their margin, where a checker refused what these boxes are parts of.
+    """
 
     problem: ReducedProblem
     lower: Tensor
     upper: Tensor
     share: Tensor
     id: Tensor
+    more: Tensor
 
     def __len__(self) -> int:
         return len(self.lower)
 
     def take(self, index: Tensor | slice) -> Boxes:
-        return Boxes(self.problem, self.lower[index], self.upper[index], self.share[index], self.id[index])
+        return Boxes(self.problem, self.lower[index], self.upper[index], self.share[index], self.id[index], self.more[index])
 
 
 @dataclass(slots=True)
@@ -72,33 +77,31 @@ class InputSearch:
     def open_boxes(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
-        """A checker refuses this `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`.
+    def reopen(self, lacking: Sequence[tuple[int, int, float]]) -> None:
+        """A checker refuses leaves, in pre-order: (leaf, polytope, what its bound `lacked`). Their halves are open, with a margin of that more.
 
-        Its halves are open, and every leaf that was closed within the margin.
+        The margin is theirs alone, and half as large on every half: what a bound lacks on a box, it need not lack on the parts.
         """
-        if not math.isfinite(lacked):
+        if not all(math.isfinite(lacked) for *_, lacked in lacking):
             self.stuck = True
             return
-        leaves, (lower, _), own = walk(self.log.tree, [0]).leaf, self.log.leaves(), self.problem.polytope == polytope
-        before = self.problem.margin
-        self.problem, _ = raised(self.problem, own, 1.5 * lacked)
-        self.log.raised += float((self.problem.margin - before).max())
-        again = leaves[(lower[leaves] <= self.log.raised) & (leaves != leaves[leaf])]
-        boxes = self._boxes(leaves[leaf:leaf + 1])
-        self.parts += [self._boxes(again)] if len(again) else []
+        leaves, index = walk(self.log.tree, [0]).leaf, sorted({leaf for leaf, *_ in lacking})
+        boxes = self._boxes(leaves[index])
+        for leaf, polytope, lacked in lacking:
+            boxes.more[index.index(leaf), self.problem.polytope == polytope] = 3 * lacked
         self.parts.append(_halve(self, boxes, (boxes.upper - boxes.lower).argmax(1)))
 
     def _boxes(self, regions: np.ndarray) -> Boxes:
         lower, upper = self.log.boxes(regions, self.problem.inputs)
         share = torch.zeros(len(regions), dtype=torch.float64, device=lower.device)
-        return Boxes(self.problem, lower, upper, share, torch.as_tensor(regions, device=lower.device))
+        more = lower.new_zeros(len(regions), len(self.problem.polytope))
+        return Boxes(self.problem, lower, upper, share, torch.as_tensor(regions, device=lower.device), more)
 
 
 def input_search(key: int, problem: ReducedProblem) -> InputSearch:
     search, one = InputSearch(key, problem), torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
     name = torch.tensor([search.log.tree.roots(1)], device=one.device)
-    search.parts.append(Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name))
+    search.parts.append(Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name, one.new_zeros(1, len(problem.polytope))))
     return search
 
 
@@ -144,7 +147,7 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
     bounds = box_bounds(problem, lower, upper)
     search.domains += len(lower)
     radius = (upper - lower) / 2
-    found = [cut(*_rows_of(problem, bounds, polytope), radius) for polytope in problem.polytope.unique().tolist()]
+    found = [cut(*_rows_of(part, bounds, polytope), radius) for polytope in problem.polytope.unique().tolist()]
     best = torch.stack([f.best for f in found], 1)
     open_boxes = ~(best > 0).all(1)
     search.closed += int((~open_boxes).sum())
@@ -167,10 +170,10 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
         search.parts.append(_halve(search, part, gain.argmax(1)))
 
 
-def _rows_of(problem: ReducedProblem, bounds: BoxBounds, polytope: int) -> tuple[Tensor, Tensor]:
+def _rows_of(part: Boxes, bounds: BoxBounds, polytope: int) -> tuple[Tensor, Tensor]:
     """The rows of one polytope as linear functions over each box: `middle (N, R)` less their margin, `a (N, R, n)`."""
-    members = (problem.polytope == polytope).nonzero().squeeze(-1)
-    return bounds.middle[:, members] - problem.margin[members], bounds.a[:, members]
+    members = (part.problem.polytope == polytope).nonzero().squeeze(-1)
+    return bounds.middle[:, members] - part.problem.margin[members] - part.more[:, members], bounds.a[:, members]
 
 
 def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
@@ -182,7 +185,7 @@ def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
     left[at, axis] = middle
     right[at, axis] = middle
     name = search.log.split(part.id, axis, middle, part.problem.inputs).view(-1, 2).T.flatten()
-    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2, name)
+    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2, name, torch.cat([part.more, part.more]) / 2)
 
 
 def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, row: Tensor, oracle: Oracle) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -122,8 +123,15 @@ class Boxes:
 
 FAR = 2**60
 """Cuts that halves of one box share."""
-Lacking = tuple[int, int, float]
-"""A leaf's number, a polytope that is not proved there, its bound."""
+
+
+class Lacking(NamedTuple):
+    """A leaf's number, a polytope that is not proved there, its bound, and what this loses to errors."""
+
+    leaf: int
+    polytope: int
+    bound: float
+    errors: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +164,9 @@ class BoxProof:
             return self.unproved(*self.anew(problem, boxes), depth)
         gain = moved * (boxes.upper - boxes.lower)[:, :moved.shape[1]]
         if len(left) > TOGETHER // 2 or depth >= DEEPEST or not (gain > 0).any(1).all():
-            return [(int(boxes.number[k]), self.polytopes[p][0], float(best[k, p])) for k, p in zip(*np.nonzero(boxes.open))]
+            return [
+                Lacking(int(boxes.number[k]), self.polytopes[p][0], float(best[k, p]), float(errors[k])) for k, p in zip(*np.nonzero(boxes.open))
+            ]
         return self.unproved(_settled(problem, low.min(0), high.max(0)), boxes.halves(gain.argmax(1)), reduced_at)
 
     def _bounds(self, problem: Problem, boxes: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
