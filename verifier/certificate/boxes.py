@@ -180,6 +180,7 @@ class BoxProof:
                 weight[:, rows] = boxes.weight[left, rows]
                 combined = combined_bounds(problem, weight, (boxes.lower[left], boxes.upper[left]), (low[left], high[left]))
                 best[left, k] = np.fmax(best[left, k], combined)
+        best[(boxes.lower > boxes.upper).any(1)] = np.inf  # no point is in it
         return low, high, best
 
     def _influence(self, problem: Problem, boxes: Boxes, low: np.ndarray, high: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
