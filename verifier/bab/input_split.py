@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
-from verifier.bab.cut import cut
+from verifier.bab.cut import Cut, cut
 from verifier.bab.driver import Oracle
 from verifier.bab.log import BoxLog, walk
 from verifier.reduced.boxes import BoxBounds, box_bounds
@@ -25,6 +25,8 @@ from verifier.reduced.restrict import restrict
 
 THINNEST = 1e-6
 """A box is never split below this share of the region's width: it is left open, never called proved."""
+WORTHWHILE, SPARED = 0.2, 0.02
+"""Shares of a box's half width: a side that is cut off is a box of its own to whoever checks the proof; it must be worth that, and easily proved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +164,53 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
         return
     size = problem.row_size().clamp(min=torch.finfo(lower.dtype).tiny).unsqueeze(-1)
     weight = (bounds.spread[index] / size).amax(1) + (bounds.a[index].abs() / size).amax(1)
-    part = part.take(index)
+    part, left = _trimmed(search, part.take(index), found, index)
+    part, weight = part.take(left), weight[left]
     gain = weight * (part.upper - part.lower)
     if problem.n == 0 or not bool(torch.isfinite(gain).all()):
         search.stuck = True
-    else:
+    elif len(part):
         search.parts.append(_halve(search, part, gain.argmax(1)))
+
+
+def _trimmed(search: InputSearch, part: Boxes, found: list[Cut], index: Tensor) -> tuple[Boxes, Tensor]:
+    """The open boxes less what their rows exclude, side by side, each side a leaf of the tree; and where something is left of them.
+
+    Args:
+        found: of every polytope, for all boxes of the round.
+        index: which of them these are.
+    """
+    problem, center, radius = part.problem, (part.lower + part.upper) / 2, (part.upper - part.lower) / 2
+    shut = torch.stack([f.best[index] > 0 for f in found], 1).unsqueeze(-1)
+    high = torch.stack([f.high[index] for f in found], 1).masked_fill(shut, -torch.inf).amax(1) + SPARED * radius
+    low = torch.stack([f.low[index] for f in found], 1).masked_fill(shut, torch.inf).amin(1) - SPARED * radius
+    part, left = part.take(torch.arange(len(index), device=index.device)), torch.ones_like(index, dtype=torch.bool)
+    for ends, sign, by in ((high, 1, "by_high"), (low, -1, "by_low")):
+        worth = sign * ends < (1 - WORTHWHILE) * radius
+        for axis in worth.any(0).nonzero().squeeze(-1).tolist():
+            point = center[:, axis] + ends[:, axis]
+            all_of_it = left & (point >= part.upper[:, axis] if sign < 0 else point <= part.lower[:, axis])
+            weight = torch.cat([_weight_of(f, index, getattr(f, by)[index, axis]) for f in found], 1)
+            search.log.close(part.id[all_of_it], weight.new_zeros(int(all_of_it.sum())), weight[all_of_it])
+            left &= ~all_of_it
+            at = (worth[:, axis] & left).nonzero().squeeze(-1)
+            if not len(at):
+                continue
+            below, above = search.log.split(part.id[at], torch.full_like(at, axis), point[at], problem.inputs).view(-1, 2).T
+            part.id[at], outside = (below, above) if sign > 0 else (above, below)
+            search.log.close(outside, weight.new_zeros(len(at)), weight[at])
+            (part.upper if sign > 0 else part.lower)[at, axis] = point[at]
+    rest = torch.where(left, ((part.upper - part.lower) / (2 * radius).clamp(min=torch.finfo(radius.dtype).tiny)).prod(1), 0.0)
+    search.volume += float((part.share * (1 - rest)).sum())
+    search.closed += int((~left).sum())
+    return replace(part, share=part.share * rest), left
+
+
+def _weight_of(found: Cut, index: Tensor, row: Tensor) -> Tensor:
+    """Weights `(M, R)` of a polytope's rows: the combination where it is excluded by that, else the row `row (M,)` alone."""
+    weight, count = found.weight[index], found.weight.shape[1]
+    alone = torch.nn.functional.one_hot(row.clamp(max=count - 1), count).to(weight.dtype)
+    return torch.where(((row < count) & ~(found.best[index] > 0)).unsqueeze(1), alone, weight)
 
 
 def _rows_of(part: Boxes, bounds: BoxBounds, polytope: int) -> tuple[Tensor, Tensor]:
