@@ -17,7 +17,7 @@ from tests.unit.test_reduced_build import random_graph
 from verifier.bab.driver import row_bounds
 from verifier.certificate.arithmetic import Exact, Rounded
 from verifier.certificate.bound import Block, Multipliers, Problem, Rows, bound, eliminate, proved, recipe
-from verifier.certificate.boxes import box_bounds, combined_bound
+from verifier.certificate.boxes import box_bounds, combined_bounds
 from verifier.certificate.smooth import smooth_minimum
 from verifier.graph.execute import execute
 from verifier.graph.ir import Graph
@@ -124,7 +124,7 @@ def test_boxes_bound_what_happens_in_them(row: Row) -> None:
         assert ((z >= low[k] - room) & (z <= high[k] + room)).all()
         assert (rows >= least[k] - room).all()
         weight = random.uniform(0, 1, len(problem.rows.b))
-        together = combined_bound(problem, weight, (ends[0, k], ends[1, k]), (low[k], high[k]))
+        together = combined_bounds(problem, weight[None], (ends[0, k:k + 1], ends[1, k:k + 1]), (low[k:k + 1], high[k:k + 1]))[0]
         assert together <= (rows @ weight).min() + room * weight.sum()
 
 

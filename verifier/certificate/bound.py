@@ -299,27 +299,30 @@ def eliminate(problem: Problem, kept: frozenset[int]) -> Problem:
     keep = ~(active | inactive)
     if keep.all():
         return problem
-    W, A, b, noise = problem.W.copy(), problem.A.copy(), problem.b.copy(), problem.noise.copy()
-    rows = Rows(problem.rows.w.copy(), problem.rows.a.copy(), problem.rows.b.copy(), problem.rows.slack.copy())
-    z_terms, row_terms = size.copy(), abs(rows.w) @ h + abs(rows.a).sum(1) + abs(rows.b)
+    W, A, b, noise, rows = problem.W[keep], problem.A[keep], problem.b[keep], problem.noise[keep], problem.rows
+    rows = Rows(rows.w.copy(), rows.a.copy(), rows.b.copy(), rows.slack.copy())
+    z_terms, row_terms = size[keep], abs(rows.w) @ h + abs(rows.a).sum(1) + abs(rows.b)
     for start, end, _ in reversed(problem.blocks):
         gone = np.nonzero(active[start:end])[0] + start
         if not len(gone):
             continue
-        for into, rest, constant, error, terms in ((W, A, b, noise, z_terms), (rows.w, rows.a, rows.b, rows.slack, row_terms)):
+        later = slice(int(keep[:end].sum()), None)  # the rows of neurons that read these
+        for into, rest, constant, error, terms in (
+            (W[later], A[later], b[later], noise[later], z_terms[later]), (rows.w, rows.a, rows.b, rows.slack, row_terms)
+        ):
             column = into[:, gone]
             terms += abs(column) @ size[gone]
-            own = abs(column) @ problem.noise[gone] + arithmetic.room(4 * len(b) + 64, terms)
+            own = abs(column) @ problem.noise[gone] + arithmetic.room(4 * len(keep) + 64, terms)
             error[:] = arithmetic.up(error + own)
-            into += column @ W[gone]
-            rest += column @ A[gone]
-            constant += column @ b[gone]
+            into[:, :start] += column @ problem.W[gone, :start]
+            rest += column @ problem.A[gone]
+            constant += column @ problem.b[gone]
     blocks, start = [], 0
     for block in problem.blocks:
         count = int(keep[block.start:block.end].sum())
         blocks.append(Block(start, start + count, block.kind))
         start += count
     return replace(
-        problem, A=A[keep], W=W[keep][:, keep], b=b[keep], noise=noise[keep], lower=problem.lower[keep], upper=problem.upper[keep],
+        problem, A=A, W=W[:, keep], b=b, noise=noise, lower=problem.lower[keep], upper=problem.upper[keep],
         blocks=tuple(block for block in blocks if block.end > block.start), name=problem.name[keep], rows=replace(rows, w=rows.w[:, keep]),
     )
