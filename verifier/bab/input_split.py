@@ -77,7 +77,7 @@ class InputSearch:
 
         Its halves are open, and every leaf that was closed within the margin.
         """
-        if not math.isfinite(lacked):
+        if not math.isfinite(lacked) or self.problem.n == 0:
             self.stuck = True
             return
         leaves, (lower, _), own = walk(self.log.tree, [0]).leaf, self.log.leaves(), self.problem.polytope == polytope
@@ -96,9 +96,11 @@ class InputSearch:
 
 
 def input_search(key: int, problem: ReducedProblem) -> InputSearch:
+    """A search of the whole region; it has nothing to do where there are no rows."""
     search, one = InputSearch(key, problem), torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
     name = torch.tensor([search.log.tree.roots(1)], device=one.device)
-    search.parts.append(Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name))
+    if len(problem.b_o):
+        search.parts.append(Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name))
     return search
 
 
