@@ -24,7 +24,7 @@ class AttackConfig:
 @dataclass(frozen=True, slots=True)
 class BabConfig:
     """Branch and bound: `batch` domains a round, `steps` multiplier updates a domain, `candidates`
-    looked at by filtered smart branching, `frontier_bytes` for the open domains of one problem."""
+    looked at by filtered smart branching, `frontier_bytes` for the open domains of one problem and for the record of its closed ones."""
 
     batch: int = 256
     steps: int = 3
