@@ -103,7 +103,7 @@ def _alone(proto: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int, 
 def _sizes_inferred(proto: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int) -> float | None:
     """How many values the outputs hold, as onnx infers it; None where it does not."""
     try:
-        graph = onnx.shape_inference.infer_shapes(_alone(proto, inputs, opset, known=True), data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(_alone(proto, inputs, opset, known=True)).graph
     except Exception:
         return None
     shapes = [info.type.tensor_type.shape.dim for info in graph.output if info.type.tensor_type.HasField("shape")]

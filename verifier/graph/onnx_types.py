@@ -42,7 +42,7 @@ class Types:
         """Notes a cast that rounds; refuses one to a type that is narrower than any float in which the file gets its input."""
         if to not in _BITS:
             raise UnsupportedError(f"a cast of a value that depends on the input to {to}")
-        if _BITS[to] >= _BITS.get(kind, 0) and not (kind, to) == ("bfloat16", "float16"):
+        if _BITS[to] >= _BITS.get(kind, 0) and (kind, to) != ("bfloat16", "float16"):
             return
         if to in ("float16", "bfloat16") and self.source != to:
             raise UnsupportedError(f"a cast of a value that depends on the input from {kind} to {to}, which rounds it and may overflow")
