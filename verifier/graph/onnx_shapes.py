@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from verifier.errors import ModelError, ShapeError, UnsupportedError
-from verifier.graph.onnx_lowering import MOST_VALUES, Lower, Lowering, OnnxNode, Shape, Value, Variable, positive_axes, positive_axis
+from verifier.graph.onnx_lowering import MOST_VALUES, Lower, Lowering, OnnxNode, Value, Variable, positive_axes, positive_axis
 
 
 def reshape(node: OnnxNode, build: Lowering) -> Value:

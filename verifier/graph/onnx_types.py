@@ -11,7 +11,7 @@ _BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _KEEPS = frozenset("""
     Cast Concat Dropout Expand Flatten Gather Identity MaxPool GlobalMaxPool Max Min Clip Neg Abs Pad Relu Reshape Resize Slice Split Squeeze Tile
     Transpose Unsqueeze Upsample
-""".split())
+""".split())  # noqa: SIM905  (a list of words)
 _OTHER_TYPES = frozenset({"Resize", "Upsample", "Dropout"})
 
 
