@@ -1,10 +1,10 @@
-"""Certificates over a VNN-COMP folder: what they cost to write and to check, how large they are, and which proofs get none.
+"""Proofs over a VNN-COMP folder: which arithmetic they are about, what they cost beside an earlier version, and that a stranger's check accepts them.
 
-python -m benchmarks.certificates run --families acasxu,test --timeout 60
+python -m benchmarks.certificates run --families acasxu,test --timeout 60 --before /path/to/earlier/bin/python
 python -m benchmarks.certificates table
 
-An instance that is expected to be safe is verified without a certificate, then for each arithmetic with one, which a process of its own checks.
-A run that was stopped goes on where it stopped.
+Every instance that is expected to be safe is proved, its certificate is kept and checked by a process of its own. `--before` names the interpreter
+of an earlier version, which then runs right before: the ratio is of whole processes of one run. A run that was stopped goes on where it stopped.
 """
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from enum import Enum
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -25,19 +24,12 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.rows import Circumstances, Instance, append_row, circumstances, read_instances
-from verifier.options import takes
+from verifier.options import Arithmetic, takes
 
-ARITHMETICS = ("real", "float32")
 ROWS = Path(__file__).parent / "results" / "certificates.csv"
-KILL_AFTER_S = 30.0  # past its own time-out a prover that still runs is ended: it may be in its checker
+KILL_AFTER_S = 10.0  # past its own time-out a process that still runs is ended; the verifier promises two seconds
 CHECK_LIMIT_S = 600.0
 Csv = Annotated[Path, typer.Option(help="CSV file of the rows.")]
-
-
-class Arithmetic(str, Enum):
-    REAL = "real"
-    FLOAT32 = "float32"
-    BOTH = "both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +37,11 @@ class Options:
     root: Annotated[Path, typer.Option(help="Folder with instances.csv.", exists=True, file_okay=False)] = Path("../shared/vnncomp")
     out: Csv = ROWS
     families: Annotated[str, typer.Option(help="Which benchmarks, with commas between; all by default.")] = ""
-    arithmetic: Annotated[Arithmetic, typer.Option(help="real, float32 or both.")] = Arithmetic.BOTH
+    arithmetic: Annotated[Arithmetic, typer.Option(help="As in `verifier verify`.")] = Arithmetic.AUTO
     timeout: Annotated[float, typer.Option(help="Seconds for each proof.")] = 60.0
     threads: Annotated[int, typer.Option(help="Threads of torch and numpy.")] = os.cpu_count() or 1
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many instances of each benchmark.")] = None
+    before: Annotated[Path | None, typer.Option(help="Python of an earlier version, to compare with; without it only this one runs.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +51,19 @@ class TableOptions:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance in one arithmetic. `plain` is the verdict without a certificate, `verdict` that with one, `checked` the checker's word.
+    """One instance. `before` is the earlier version's verdict, empty where none ran; `checked` the checker's word; `proved` the arithmetic.
 
-    `*_wall_s` is of a whole process, `*_s` what it says of itself. `sentence` tells why there is no accepted certificate; empty where there is one.
+    `*_wall_s` is of a whole process, `*_s` what it says of itself. `sentence` tells what is lacking: an accepted proof, or the model's arithmetic.
     """
 
     benchmark: str
     onnx: str
     vnnlib: str
-    arithmetic: str
-    plain: str
-    plain_wall_s: float
-    plain_s: float
+    before: str
+    before_wall_s: float
+    before_s: float
     verdict: str
+    proved: str
     wall_s: float
     seconds: float
     checked: str
@@ -103,10 +96,11 @@ class Answer:
 Command = Callable[[Sequence[str], float], Answer]
 
 
-def run_command(arguments: Sequence[str], limit_s: float, threads: int) -> Answer:
-    """`verifier ARGUMENTS --json` as a child, ended by force after `limit_s`."""
-    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))}
-    started, whole = time.monotonic(), [sys.executable, "-m", "verifier.cli", *arguments, "--json"]
+def run_command(arguments: Sequence[str], limit_s: float, threads: int, python: Path | str = sys.executable) -> Answer:
+    """`verifier ARGUMENTS --json` as a child of this or another version, ended by force after `limit_s`."""
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
+    script = "import sys; from verifier.cli import main; main()"
+    started, whole = time.monotonic(), [str(python), "-c", script, *arguments, "--json"]
     try:
         done = subprocess.run(whole, capture_output=True, text=True, env=environment, timeout=limit_s)
     except subprocess.TimeoutExpired:
@@ -116,59 +110,49 @@ def run_command(arguments: Sequence[str], limit_s: float, threads: int) -> Answe
     return Answer(json.loads(done.stdout) if done.stdout.strip() else {}, last, wall_s)
 
 
-def measure(instance: Instance, options: Options, plain: Answer, arithmetic: str, command: Command) -> dict[str, Any]:
-    """The measured columns of one row; `plain` is the answer without a certificate."""
+def measure(instance: Instance, options: Options, command: Command, earlier: Command | None) -> dict[str, Any]:
+    """The measured columns of one row."""
     problem = [str(options.root / instance.onnx), str(options.root / instance.vnnlib)]
+    limits, limit_s = ["--timeout", str(options.timeout), "--device", "cpu"], options.timeout + KILL_AFTER_S
+    before = earlier(["verify", *problem, *limits], limit_s) if earlier is not None else None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "proof.cert"
-        limits = ["--timeout", str(options.timeout), "--device", "cpu"]
-        proved = command(["verify", *problem, *limits, "--certificate", str(path), "--arithmetic", arithmetic], options.timeout + KILL_AFTER_S)
+        kept = ["--certificate", str(path), "--arithmetic", options.arithmetic.value]
+        proved = command(["verify", *problem, *limits, *kept], limit_s)
         size = path.stat().st_size if path.exists() else 0
         checked = command(["check", *problem, str(path)], CHECK_LIMIT_S) if size else Answer({}, "", 0.0)
-    verdict, said = proved.said.get("verdict", "error"), checked.said
-    word = "" if not size else {True: "accepted", False: "rejected", None: "error"}[said.get("accepted")]
-    reason = proved.said.get("reason", "")
-    sentence = said.get("reason") or checked.sentence if word in ("rejected", "error") else f"{reason}: {proved.sentence}".removeprefix(": ")
+    said, verdict = proved.said, proved.said.get("verdict", "error")
+    word = "" if not size else {True: "accepted", False: "rejected", None: "error"}[checked.said.get("accepted")]
+    lacks = said.get("lacks") or ""
+    if (verdict, word) != ("unsat", "accepted"):
+        lacks = f"{said.get('reason', '')}: {proved.sentence}".removeprefix(": ")
     return {
-        "arithmetic": arithmetic, "plain": plain.said.get("verdict", "error"), "plain_wall_s": round(plain.wall_s, 3),
-        "plain_s": plain.said.get("seconds", 0.0), "verdict": verdict, "wall_s": round(proved.wall_s, 3),
-        "seconds": proved.said.get("seconds", 0.0), "checked": word, "check_wall_s": round(checked.wall_s, 3), "check_s": said.get("seconds", 0.0),
-        "bytes": size, "leaves": said.get("leaves", 0), "sentence": "" if (verdict, word) == ("unsat", "accepted") else sentence,
-        "timeout_s": options.timeout,
+        "before": "" if before is None else before.said.get("verdict", "error"), "before_wall_s": 0.0 if before is None else round(before.wall_s, 3),
+        "before_s": 0.0 if before is None else before.said.get("seconds", 0.0), "verdict": verdict, "proved": said.get("proved", ""),
+        "wall_s": round(proved.wall_s, 3), "seconds": said.get("seconds", 0.0), "checked": word, "check_wall_s": round(checked.wall_s, 3),
+        "check_s": checked.said.get("seconds", 0.0), "bytes": size, "leaves": checked.said.get("leaves", 0),
+        "sentence": (checked.said.get("reason") or checked.sentence) if word in ("rejected", "error") else lacks, "timeout_s": options.timeout,
     }  # fmt: skip
 
 
-def run_all(instances: list[Instance], options: Options, command: Command) -> None:
-    """Measures every instance and arithmetic that has no row yet, and appends its row."""
+def run_all(instances: list[Instance], options: Options, command: Command, earlier: Command | None = None) -> None:
+    """Measures every instance that has no row yet, and appends its row."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    wanted = ARITHMETICS if options.arithmetic is Arithmetic.BOTH else (options.arithmetic.value,)
-    rows = {(row.onnx, row.vnnlib, row.arithmetic): row for row in read_rows(options.out)}
+    done = {(row.onnx, row.vnnlib) for row in read_rows(options.out)}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("", total=len(instances))
         for instance in instances:
             bar.update(task, description=f"{instance.benchmark} {Path(instance.onnx).name[:40]}")
-            open_ = [a for a in wanted if (instance.onnx, instance.vnnlib, a) not in rows]
-            plain = _plain(instance, options, rows, command) if open_ else None
-            for arithmetic in open_:
+            if (instance.onnx, instance.vnnlib) not in done:
                 now: Circumstances = circumstances("cpu", options.threads)
-                columns_ = measure(instance, options, plain, arithmetic, command)
-                row = Row(benchmark=instance.benchmark, onnx=instance.onnx, vnnlib=instance.vnnlib, **columns_, **asdict(now))
+                measured = measure(instance, options, command, earlier)
+                row = Row(benchmark=instance.benchmark, onnx=instance.onnx, vnnlib=instance.vnnlib, **measured, **asdict(now))
                 append_row(options.out, row)
-                text = f"{arithmetic:7} {row.plain:8} {row.verdict:8} {row.checked:8} {row.bytes:10d} B  {row.onnx} {row.vnnlib}"
-                bar.print(text, highlight=False)
+                text = f"{row.before:8} {row.before_wall_s:7.2f} s  {row.verdict:8} {row.wall_s:7.2f} s  {row.proved:7} {row.checked:8}"
+                bar.print(f"{text} {row.bytes:10d} B  {row.onnx} {row.vnnlib}", highlight=False)
             bar.advance(task)
-
-
-def _plain(instance: Instance, options: Options, rows: dict[tuple[str, str, str], Row], command: Command) -> Answer:
-    """The answer without a certificate; that of the other arithmetic's row where there is one."""
-    for arithmetic in ARITHMETICS:
-        row = rows.get((instance.onnx, instance.vnnlib, arithmetic))
-        if row is not None and row.timeout_s == options.timeout:
-            return Answer({"verdict": row.plain, "seconds": row.plain_s}, "", row.plain_wall_s)
-    problem = [str(options.root / instance.onnx), str(options.root / instance.vnnlib)]
-    return command(["verify", *problem, "--timeout", str(options.timeout), "--device", "cpu"], options.timeout + KILL_AFTER_S)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -181,36 +165,34 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """A line of Markdown for each family and arithmetic, then every proof that has no accepted certificate, with the reason.
+    """A line of Markdown for each family, then what was lost or gained beside the earlier version, and what is proved over the reals only, and why.
 
-    Proved: answered `unsat` without a certificate. The ratios are of medians' members: seconds to check over seconds to prove without a certificate,
-    and seconds to prove with over without one, in whole processes; in brackets by what the commands say of themselves.
+    The ratios are medians over the family's members: seconds to check over seconds to prove, and seconds now over seconds before (of what both
+    proved; the largest in brackets), in whole processes.
     """
-    lines = ["| family | arithmetic | proved | accepted | check / prove | with / without | bytes, median | largest |", "|---" * 8 + "|"]
-    families = list(dict.fromkeys(row.benchmark for row in rows))
-    for arithmetic in ARITHMETICS:
-        for name in [*families, "all"]:
-            members = [row for row in rows if row.arithmetic == arithmetic and name in (row.benchmark, "all") and row.plain == "unsat"]
-            if members:
-                lines.append(_line(name, arithmetic, members))
-    lost = [row for row in rows if row.plain == "unsat" and not row.accepted]
-    lines += ["", f"{len(lost)} of {sum(row.plain == 'unsat' for row in rows)} proofs have no accepted certificate."]
-    lines += [f"- {row.arithmetic}: {row.onnx} {row.vnnlib}: {row.verdict}{f', {row.checked}' * bool(row.checked)}: {row.sentence}" for row in lost]
-    gained = [row for row in rows if row.plain != "unsat" and row.accepted]
-    lines += [f"- {row.arithmetic}: {row.onnx} {row.vnnlib}: proved with a certificate only ({row.plain} without)" for row in gained]
+    head = "| family | proved before | proved | own arithmetic | accepted | check / prove | now / before (largest) | bytes, median | largest |"
+    lines, families = [head, "|---" * 9 + "|"], list(dict.fromkeys(row.benchmark for row in rows))
+    lines += [_line(name, [row for row in rows if name in (row.benchmark, "all")]) for name in [*families, "all"]]
+    lost = [row for row in rows if row.before == "unsat" and not row.accepted]
+    gained = [row for row in rows if row.before not in ("", "unsat") and row.accepted]
+    weaker = [row for row in rows if row.accepted and row.proved == "real"]
+    for title, found in (("lost", lost), ("gained", gained), ("over the reals only", weaker)):
+        lines += ["", f"{len(found)} {title}."]
+        lines += [f"- {row.onnx} {row.vnnlib}: {row.before or '-'} before, {row.verdict} now: {row.sentence}".rstrip(": ") for row in found]
     return "\n".join(lines)
 
 
-def _line(name: str, arithmetic: str, members: list[Row]) -> str:
+def _line(name: str, members: list[Row]) -> str:
     accepted = [row for row in members if row.accepted]
-    start = f"| {name} | {arithmetic} | {len(members)} | {len(accepted)} ({len(accepted) / len(members):.0%}) |"
+    own, before = [row for row in accepted if row.proved != "real"], sum(row.before == "unsat" for row in members)
+    start = f"| {name} | {before} | {sum(row.verdict == 'unsat' for row in members)} | {len(own)} | {len(accepted)} |"
     if not accepted:
         return f"{start} | | | |"
-    over = lambda a, b: median(getattr(row, a) / max(getattr(row, b), 1e-3) for row in accepted)  # noqa: E731
-    check = f"{over('check_wall_s', 'plain_wall_s'):.2f} ({over('check_s', 'plain_s'):.2f})"
-    more = f"{over('wall_s', 'plain_wall_s'):.2f} ({over('seconds', 'plain_s'):.2f})"
+    check = median(row.check_wall_s / max(row.wall_s, 1e-3) for row in accepted)
+    both = [row.wall_s / max(row.before_wall_s, 1e-3) for row in accepted if row.before == "unsat"]
+    ratio = f"{median(both):.2f} ({max(both):.2f})" if both else ""
     sizes = [row.bytes for row in accepted]
-    return f"{start} {check} | {more} | {median(sizes):,.0f} | {max(sizes):,} |"
+    return f"{start} {check:.2f} | {ratio} | {median(sizes):,.0f} | {max(sizes):,} |"
 
 
 app = typer.Typer(add_completion=False)
@@ -226,8 +208,9 @@ def run(options: Options) -> None:
         raise typer.BadParameter(f"{options.root / 'instances.csv'} has no safe instance of {options.families or 'any benchmark'}.")
     if options.limit is not None:
         safe = [x for k, x in enumerate(safe) if sum(y.benchmark == x.benchmark for y in safe[:k]) < options.limit]
+    earlier = None if options.before is None else (lambda arguments, limit_s: run_command(arguments, limit_s, options.threads, options.before))
     try:
-        run_all(safe, options, lambda arguments, limit_s: run_command(arguments, limit_s, options.threads))
+        run_all(safe, options, lambda arguments, limit_s: run_command(arguments, limit_s, options.threads), earlier)
     except KeyboardInterrupt:
         print("Stopped: the same command goes on from here.")
     print(table(read_rows(options.out)))

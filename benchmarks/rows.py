@@ -34,7 +34,10 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A verdict of the competition's words, or `error` with the sentence as reason. `witness` is valid, invalid or empty."""
+    """A verdict of the competition's words, or `error` with the sentence as reason.
+
+    `witness` is valid, invalid or empty; `proved` is the arithmetic of the accepted proof.
+    """
 
     benchmark: str
     onnx: str
@@ -42,6 +45,7 @@ class Row:
     expected: str
     verdict: str
     reason: str
+    proved: str
     witness: str
     seconds: float
     wall_s: float
@@ -85,6 +89,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(line: dict[str, str]) -> Row:
+    line = {"proved": ""} | line
     values = {name: _NUMBERS[name](text) if name in _NUMBERS else text for name, text in line.items()}
     values["lower_bound"] = float(line["lower_bound"]) if line["lower_bound"] else None
     return Row(**values)

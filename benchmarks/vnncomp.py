@@ -113,6 +113,7 @@ def row_of(instance: Instance, outcome: Outcome, options: Options, now: Circumst
         holds = found is not None and witness_holds(options.root / instance.onnx, options.root / instance.vnnlib, found["x"])
         witness = "valid" if holds else "invalid"
     measured = {name: answer[name] for name in ("verdict", "reason", "seconds", "domains", "engine", "lower_bound")}
+    measured["proved"] = answer.get("proved", "")
     return Row(
         benchmark=instance.benchmark, onnx=instance.onnx, vnnlib=instance.vnnlib, expected=instance.expected, witness=witness,
         wall_s=round(outcome.wall_s, 3), peak_bytes=outcome.peak_bytes, timeout_s=instance.timeout_s, **measured, **asdict(now),

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from verifier.bab.driver import Search
+from verifier.bab.input_split import InputSearch
 from verifier.certificate.arithmetic import FLOAT64
 from verifier.certificate.case import Case, Failure
+from verifier.certificate.emit import Table, case_record, proof_records
 from verifier.certificate.property import property_digest
 from verifier.certificate.schema import Record, read_records, write_header, write_record
 from verifier.graph.ir import Graph
 from verifier.graph.onnx_file import model_digest
+from verifier.reduced.problem import ReducedProblem
+from verifier.spec.spec import Case as Asked
 
 
 def head(model: Path, prop: Path, arithmetic: str = "real") -> Record:
@@ -44,9 +49,15 @@ def from_bytes(data: bytes) -> list[Record]:
     return list(read_records(io.BytesIO(data), "small.cert"))
 
 
-def check_case(graph: Graph, records: Iterable[Record], deployed: bool) -> list[Failure]:
+def case_records(graph: Graph, asked: Asked, problem: ReducedProblem, by: Search | InputSearch) -> list[Record]:
+    """The records of the proof of one case, CASE first; `problem` is the reduced one before branch and bound."""
+    table = Table.of(graph, problem.neuron)
+    return [case_record(asked, table, int(np.prod(graph.output_shape))), *proof_records(table, by)]
+
+
+def check_case(graph: Graph, records: Iterable[Record], claim: str = "real") -> list[Failure]:
     """What the records of one case, CASE first, leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
     records = iter(records)
-    case = Case(graph, next(records), deployed, FLOAT64, 0)
+    case = Case(graph, next(records), claim, FLOAT64, 0)
     assert case.run(records, lambda: None) is None, "other records follow"
     return case.failures()

@@ -63,14 +63,12 @@ def measure(options: AccuracyOptions, graph: Graph, config: Config) -> None:
 
 def _proofs(options: AccuracyOptions, graph: Graph) -> ProofFolder | None:
     if options.certificates is None:
-        if options.arithmetic is not None:
-            raise VerifierError("--arithmetic says what certificates speak of: give --certificates DIR too.")
         return None
     if options.norm is not Norm.LINF:
         raise VerifierError(f"Certificates are for boxes, and an {options.norm.value} ball is none: use --norm linf, or no --certificates.")
     from verifier.measure.proofs import ProofFolder
 
-    return ProofFolder(options.certificates, graph, "real" if options.arithmetic is None else options.arithmetic.value)
+    return ProofFolder(options.certificates, graph, "auto" if options.arithmetic is None else options.arithmetic.value)
 
 
 def _fields(outcome: Measured) -> dict[str, Any]:

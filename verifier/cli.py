@@ -50,8 +50,6 @@ def verify(options: VerifyOptions) -> None:
     """
     line = ProgressLine(options.verbose)
     config = _settings(options)
-    if options.arithmetic is not None and options.certificate is None:
-        raise VerifierError("--arithmetic says what a certificate speaks of: give --certificate PATH too.")
     if options.certificate is not None:
         from verifier.certificate.schema import make_room
 
@@ -214,13 +212,15 @@ def _settings(options: RunOptions) -> Config:
         config = replace(config, timeout_s=options.timeout)
     if options.device is not None:
         config = replace(config, device=options.device)
+    if options.arithmetic is not None:
+        config = replace(config, arithmetic=options.arithmetic.value)
     return replace(config, attack=None) if options.no_attack else config
 
 
 def _wanted(options: VerifyOptions) -> CertificateConfig | None:
     if options.certificate is None:
         return None
-    return CertificateConfig(options.certificate, options.property, "real" if options.arithmetic is None else options.arithmetic.value)
+    return CertificateConfig(options.certificate, options.property)
 
 
 def _numbers(text: str | None, option: str, default: tuple[float, ...]) -> tuple[float, ...]:

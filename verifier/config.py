@@ -37,18 +37,13 @@ class BabConfig:
 
 @dataclass(frozen=True, slots=True)
 class CertificateConfig:
-    """A proof of `unsat` is written to `path`, about the network as computed in `arithmetic` (real, or its runtime's float32) and the property that
-
-    is in the file `property`.
-    """
+    """A proof of `unsat` is kept in the file `path`; it is about the property in the file `property`."""
 
     path: Path
     property: Path
-    arithmetic: str = "real"
 
-    def __post_init__(self) -> None:
-        if self.arithmetic not in ("real", "float32"):
-            raise VerifierError(f"arithmetic is {self.arithmetic!r}: give real or float32.")
+
+ARITHMETICS = ("auto", "real", "float32", "float64", "float16")
 
 
 LONGEST_S = 1e7
@@ -57,10 +52,14 @@ LONGEST_S = 1e7
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`attack` None skips the search for counterexamples by PGD; `device` is auto, cpu, cuda or one of several as cuda:1."""
+    """`attack` None skips the search for counterexamples by PGD; `device` is auto, cpu, cuda or one of several as cuda:1.
+
+    `arithmetic`: what a proof must be about; auto is the model's own arithmetic or, where that fails, the reals.
+    """
 
     timeout_s: float = 120.0
     device: str = "auto"
+    arithmetic: str = "auto"
     memory_bytes: int = 4 * 2**30
     seed: int = 0
     attack: AttackConfig | None = field(default_factory=AttackConfig)
@@ -72,6 +71,8 @@ class Config:
             raise VerifierError(f"timeout_s is {self.timeout_s:g}: give a number of seconds above 0, at most {LONGEST_S:g}.")
         if self.seed >= 2**63:
             raise VerifierError(f"seed is {self.seed}: give a number below 2**63.")
+        if self.arithmetic not in ARITHMETICS:
+            raise VerifierError(f"arithmetic is {self.arithmetic!r}: give {', '.join(ARITHMETICS[:-1])} or {ARITHMETICS[-1]}.")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise VerifierError(f"device is {self.device!r}: give auto, cpu, cuda, or one of several as cuda:1.")
 

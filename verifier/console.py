@@ -34,7 +34,7 @@ def finite(value: float | None) -> float | None:
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict with exactly the keys that `--json` promises; `certificate` is one of them where one was written."""
+    """The verdict with exactly the keys that `--json` promises: for `unsat` also `proved`, `lacks` and, where one was written, `certificate`."""
     found = verdict.counterexample
     return {
         "verdict": word(verdict),
@@ -44,7 +44,14 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "engine": verdict.engine,
         "lower_bound": finite(verdict.lower_bound),
         "witness": None if found is None else {"x": found.x.tolist(), "y": found.y.tolist(), "margin": finite(found.margin)},
-    } | ({} if verdict.certificate is None else {"certificate": verdict.certificate})
+    } | _proof(verdict)
+
+
+def _proof(verdict: Verdict) -> dict[str, Any]:
+    if verdict.status is not Status.VERIFIED:
+        return {}
+    kept = {} if verdict.certificate is None else {"certificate": verdict.certificate}
+    return {"proved": verdict.proved, "lacks": verdict.lacks or None} | kept
 
 
 def as_text(verdict: Verdict) -> str:

@@ -31,10 +31,13 @@ class Norm(str, Enum):
 
 
 class Arithmetic(str, Enum):
-    """In which arithmetic a proof takes the network to be computed."""
+    """What a proof must be about: the network as its own arithmetic computes it, or over the reals."""
 
+    AUTO = "auto"
     REAL = "real"
     FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    FLOAT16 = "float16"
 
 
 class Part(str, Enum):
@@ -61,6 +64,11 @@ class RunOptions:
 
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds until the answer is `timeout` (default 120).")] = None
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute (default auto).")] = None
+    arithmetic: Annotated[
+        Arithmetic | None,
+        typer.Option(help="What an `unsat` must be proved of: the network as its own type computes it, in any order of summation; over the reals; or "
+                     "(auto, the default) the first, and where that fails the second, which the answer says."),
+    ] = None
     config: Annotated[
         Path | None, typer.Option(metavar="F.toml", exists=True, dir_okay=False, help="Settings in TOML; options win over it.")
     ] = None
@@ -78,11 +86,8 @@ class VerifyOptions(RunOptions):
     ] = None
     certificate: Annotated[
         Path | None,
-        typer.Option(metavar="F.cert", dir_okay=False, help="Say `unsat` only with a proof that was checked, and write it there. An older "
-                     "certificate there is removed at the start, whatever the answer will be; no other file is overwritten."),
-    ] = None
-    arithmetic: Annotated[
-        Arithmetic | None, typer.Option(help="What the proof speaks of: the network over the reals (default), or as float32 computes it.")
+        typer.Option(metavar="F.cert", dir_okay=False, help="Keep the proof of an `unsat` there, for `verifier check`. An older certificate there "
+                     "is removed at the start, whatever the answer will be; no other file is overwritten."),
     ] = None
 
 
@@ -119,7 +124,6 @@ class AccuracyOptions(RunOptions):
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Write properties and proofs, image-N.vnnlib and .cert; those found are only checked."),
     ] = None
-    arithmetic: Annotated[Arithmetic | None, typer.Option(help="What the certificates prove: see `verifier verify --help` (default real).")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

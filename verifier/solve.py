@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.acceptance import Acceptance, accept
 from verifier.attack.confirm import Replay, confirm, replay_graph, replay_onnx
 from verifier.attack.pgd import pgd
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance
-from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, go_on, open_root, outcome_of, solve_problem
+from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_of, solve_problem
 from verifier.bab.log import Log
-from verifier.certificate.emit import case_records, reopen
-from verifier.certificate.write import Writer
+from verifier.certificate.emit import Table, case_record
+from verifier.certificate.gate import REAL, CaseGate, Gate, network_of
 from verifier.config import AttackConfig, CertificateConfig, Config
-from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
+from verifier.errors import OutOfMemory, OutOfTime, VerifierError
 from verifier.exact.dual import leaf_proof
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
@@ -40,38 +41,40 @@ SMALL_NETWORK = 50_000
 def verify(
     graph: Graph, spec: Spec, config: Config = Config(), listener: Listener = silent, certificate: CertificateConfig | None = None
 ) -> Verdict:
-    """Whether the network is safe: VERIFIED, FALSIFIED with a counterexample that was replayed, or UNKNOWN with the reason.
+    """Whether the network is safe: VERIFIED by a proof that the checker accepted, FALSIFIED with a counterexample that was replayed, or UNKNOWN with
+
+    the reason.
 
     Args:
         graph: from `load_onnx` (counterexamples are replayed by onnxruntime on its file) or `load_torch` (by the graph itself).
         spec: from `load_vnnlib` or `robustness`.
         config: `timeout_s` counts from this call.
         listener: is told of progress a few times a second.
-        certificate: where the proof is to be written. VERIFIED is then said of nothing but what a certificate, checked, proves.
+        certificate: where the proof is to be kept.
 
     Raises:
         VerifierError: the property does not fit the network, an operation is not supported, or nothing can be certified here.
     """
     _check_sizes(graph, spec)
-    if certificate is None:
-        return _verdicts(_Run(graph, [spec], config, listener))[0]
-    writer = Writer(certificate, graph, spec)
-    try:
-        return _verdicts(_Run(graph, [spec], config, listener, writer))[0]
-    finally:
-        writer.close()
+    return _verdicts(_Run(graph, [spec], config, listener, [certificate]))[0]
 
 
-def verify_many(graph: Graph, specs: Sequence[Spec], config: Config = Config(), listener: Listener = silent) -> list[Verdict]:
-    """One verdict for each property of one network. `config.timeout_s` is the time for each property."""
+def verify_many(
+    graph: Graph, specs: Sequence[Spec], config: Config = Config(), listener: Listener = silent,
+    certificates: Sequence[CertificateConfig | None] | None = None,
+) -> list[Verdict]:
+    """One verdict for each property of one network, as of `verify`; `config.timeout_s` is the time for each property, `certificates` one for each."""
     for spec in specs:
         _check_sizes(graph, spec)
-    return _verdicts(_Run(graph, specs, config, listener))
+    return _verdicts(_Run(graph, specs, config, listener, certificates or [None] * len(specs)))
 
 
 def _verdicts(run: _Run) -> list[Verdict]:
-    with torch.no_grad(), _threads(1 if run.tiny else torch.get_num_threads()):
-        return run.verdicts()
+    try:
+        with torch.no_grad(), _threads(1 if run.tiny else torch.get_num_threads()):
+            return run.verdicts()
+    finally:
+        run.close()
 
 
 def _check_sizes(graph: Graph, spec: Spec) -> None:
@@ -104,6 +107,7 @@ class _Job:
     search: Search | None = None
     problem: ReducedProblem | None = None
     outcome: Outcome | None = None
+    acceptance: Acceptance | None = None
     failure: tuple[Reason, str] | None = None
     found: Counterexample | None = None
     found_by: str = ""
@@ -114,7 +118,11 @@ class _Job:
 
     @property
     def open(self) -> bool:
-        return self.found is None and self.failure is None and (self.outcome is None or not self.outcome.proved)
+        return self.found is None and self.failure is None and self.acceptance is None and (self.outcome is None or not self.outcome.proved)
+
+    @property
+    def accepted(self) -> bool:
+        return self.acceptance is not None and bool(self.acceptance.arithmetic)
 
     def offer(self, polytope: int, points: np.ndarray, by: str) -> bool:
         """Whether a point of `(K, n_in)` passes the gate."""
@@ -130,8 +138,13 @@ class _Job:
 class _Run:
     """All properties of one network: bound every case at the root, attack what is open, split what is left, many problems in one frontier."""
 
-    def __init__(self, graph: Graph, specs: Sequence[Spec], config: Config, listener: Listener, writer: Writer | None = None) -> None:
-        self.config, self.listener, self.specs, self.writer = config, listener, specs, writer
+    def __init__(
+        self, graph: Graph, specs: Sequence[Spec], config: Config, listener: Listener, certificates: Sequence[CertificateConfig | None]
+    ) -> None:
+        self.config, self.listener, self.specs = config, listener, specs
+        network = network_of(graph)
+        self.gates = [Gate(network, spec, wanted) for spec, wanted in zip(specs, certificates, strict=True)]
+        self.claims = claims_of(network, config.arithmetic)
         self.device = device_of(config.device)
         self.source = graph
         self.graph = graph.to(self.device, torch.float32)
@@ -184,8 +197,7 @@ class _Run:
             double = self.small and _free_inputs(job.case) <= FEW_INPUTS
             graph = self.source.to(self.device, torch.float64) if double else self.graph
             search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s)))
-            if self.writer is not None:
-                job.problem, search.log = search.problem, Log(search.problem)
+            job.problem, search.log = search.problem, Log(search.problem)
             job.unstable = search.problem.unstable
             open_root(search, deadline)
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
@@ -193,28 +205,30 @@ class _Run:
         self._certify(job)
 
     def _certify(self, job: _Job) -> None:
-        """Writes the proof of a case that is proved, where that is wanted; what the checker refuses is searched again, with a margin."""
-        if self.writer is None or job.failure or job.outcome is None or job.outcome.by is None:
+        """Has the checker accept the proof of a case that is proved; what it refuses is searched again, with a margin."""
+        if job.failure or job.outcome is None or job.outcome.by is None:
             return
-        deadline = Deadline.after(self._left_s(job))
+        begin_s = time.monotonic() - job.seconds
         with _timed([job]), _resources(job):
-            self.listener(Progress("certificate", 0.0))
-            climb = Climb(self.config.bab, self._oracle(), deadline, self.listener)
-            try:
-                while job.outcome.by is not None:
-                    refused = self.writer.add(case_records(self.graph, job.case, job.problem, job.outcome.by), deadline)
-                    if not refused:
-                        break
-                    reopen(job.outcome.by, refused)
-                    job.outcome = go_on(job.outcome.by, climb)
-                certified = job.outcome.by is not None
-            except OutOfTime:
-                certified = False
-            except UnsupportedError as error:
-                job.failure, certified = (Reason.CERTIFICATE, f"A proof was found, but the checker cannot follow it: {error}"), False
-            if not certified and job.found is None and job.failure is None:
-                job.failure = (Reason.CERTIFICATE, "A proof was found, but the checker accepted no certificate of it in time.")
-            job.outcome, job.problem = replace(job.outcome, by=None), None
+            self.listener(Progress("check of the proof", 0.0))
+            climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
+            gate, table = self.gates[job.spec], Table.of(self.graph, job.problem.neuron)
+            number = self._number(job)
+            checker = CaseGate(gate, number, case_record(job.case, table, self.specs[job.spec].n_out), climb.deadline)
+            job.acceptance = accept(job.outcome, checker, table, self.claims, climb, begin_s)
+            job.outcome, job.problem = job.acceptance.outcome, None
+            if job.acceptance.arithmetic:
+                gate.add(checker)
+            elif job.found is None:
+                job.failure = _refusal(job.acceptance)
+
+    def _number(self, job: _Job) -> int:
+        """Which of its property's cases the job is."""
+        return [other for other in self.jobs if other.spec == job.spec].index(job)
+
+    def close(self) -> None:
+        for gate in self.gates:
+            gate.close()
 
     def _decide(self, waiting: list[_Job]) -> None:
         """Attack, then turns of branch and bound for all while they decide some, then each by itself; searches are dropped as their jobs end."""
@@ -288,25 +302,28 @@ class _Run:
         if found is not None:
             sentence = f"Counterexample found by {found.found_by}, replayed with margin {found.found.margin:.3g}."
             return Verdict(Status.FALSIFIED, Reason.REPLAYED, sentence, engine=found.found_by, counterexample=found.found)
-        if not any(job.open or job.failure for job in jobs):
+        if all(job.accepted for job in jobs):
             if not jobs:
-                return self._certified(Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification"))
+                empty = Verdict(Status.VERIFIED, Reason.PROVED, spec.note or "The input set is empty.", engine="specification")
+                return self._certified(k, empty)
             roots = [job.root for job in jobs]
             lowest = None if None in roots else min(roots)
-            engines, sentence = _engines(outcomes), _proved_sentence(jobs, outcomes)
-            return self._certified(Verdict(Status.VERIFIED, Reason.PROVED, sentence, engine=engines, lower_bound=lowest))
+            lacks = next((job.acceptance.lacks for job in jobs if job.acceptance.lacks), "")
+            verdict = self._certified(k, Verdict(Status.VERIFIED, Reason.PROVED, "", engine=_engines(outcomes), lower_bound=lowest), lacks)
+            return verdict if verdict.sentence else replace(verdict, sentence=_proved_sentence(jobs, outcomes, verdict))
         reason, sentence = self._why_unknown(jobs)
         lowest = [o.lower for o in outcomes if o.lower is not None and not o.proved]
         return Verdict(Status.UNKNOWN, reason, sentence, engine=_engines(outcomes), lower_bound=min(lowest, default=None))
 
-    def _certified(self, verdict: Verdict) -> Verdict:
-        """The verdict with its certificate, where one is wanted: without, nothing is proved."""
-        if self.writer is None:
-            return verdict
-        refused = self.writer.finish()
-        if refused is not None:
-            return Verdict(Status.UNKNOWN, Reason.CERTIFICATE, f"A proof was found, but its certificate is refused: {refused}")
-        return replace(verdict, certificate=str(self.writer.wanted.path))
+    def _certified(self, k: int, verdict: Verdict, lacks: str = "") -> Verdict:
+        """The verdict of a property whose every case was accepted, once the cases are seen to cover it."""
+        gate = self.gates[k]
+        missing = gate.finish()
+        if missing is not None:
+            return Verdict(Status.UNKNOWN, Reason.REFUSED, f"A proof was found, but the checker does not accept it: {missing}")
+        path = None if gate.wanted is None else str(gate.wanted.path)
+        proved = gate.proved() if gate.arithmetics else self.claims[0]
+        return replace(verdict, certificate=path, proved=proved, lacks=lacks if proved != self.claims[0] else "")
 
     def _why_unknown(self, jobs: list[_Job]) -> tuple[Reason, str]:
         failure = next((job.failure for job in jobs if job.failure is not None), None)
@@ -389,7 +406,29 @@ def _engines(outcomes: list[Outcome]) -> str:
     return ", ".join(dict.fromkeys(o.engine for o in outcomes))
 
 
-def _proved_sentence(jobs: list[_Job], outcomes: list[Outcome]) -> str:
+def claims_of(network: Graph, wanted: str) -> tuple[str, ...]:
+    """The arithmetics that a proof may be about, the strongest first.
+
+    Raises:
+        VerifierError: the network does not compute in the one that is asked for.
+    """
+    own = network.arithmetic
+    if wanted not in ("auto", REAL, own):
+        said = f"computes in {own}" if own else "mixes floating types"
+        raise VerifierError(f"The network {network.source or 'given'} {said}, so nothing is said of {wanted} here: use --arithmetic auto or real.")
+    return (wanted,) if wanted != "auto" else (own, REAL) if own else (REAL,)
+
+
+def _refusal(acceptance: Acceptance) -> tuple[Reason, str]:
+    """Why a case that the search has proved is not VERIFIED."""
+    if acceptance.late:
+        return Reason.TIMEOUT, f"A proof was found, but the time was over before the checker had accepted one. {acceptance.lacks}".strip()
+    return Reason.REFUSED, f"A proof was found, but the checker does not accept it: {acceptance.lacks or 'the search found no other in time.'}"
+
+
+def _proved_sentence(jobs: list[_Job], outcomes: list[Outcome], verdict: Verdict) -> str:
     count = sum(len(job.case.polytopes) for job in jobs)
     subject = "The unsafe set is" if count == 1 else f"All {count} unsafe sets are"
-    return f"{subject} unreachable, proved by {_engines(outcomes)}."
+    where = "over the reals" if verdict.proved == REAL else f"in {verdict.proved} arithmetic"
+    lacks = f" Not in the model's own arithmetic: {verdict.lacks}" if verdict.lacks else ""
+    return f"{subject} unreachable, proved {where} by {_engines(outcomes)}.{lacks}"

@@ -27,7 +27,7 @@ class Reason(Enum):
     UNCONFIRMED = "unconfirmed counterexample"
     INCOMPLETE = "incomplete method exhausted"
     NUMERICS = "numerical trouble"
-    CERTIFICATE = "no certificate in time"
+    REFUSED = "proof refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,9 @@ class Verdict:
 
     `splits`: the neurons that branch and bound split for the property's rows, the most often split first (splits for the sake of other neurons'
     bounds, and of inputs, are not among them). `unstable`: neurons that are not linear over the region, once the root has bounded them, summed
-    over the cases that were bounded; None where none was. `certificate`: the file that proves a VERIFIED, where one was asked for.
+    over the cases that were bounded; None where none was. `proved`: the arithmetic that the proof of a VERIFIED is about, "float32" as a runtime
+    computes it in any order of summation, or "real"; `lacks`: why it is not about the arithmetic that the model computes in. `certificate`: the file
+    that proves a VERIFIED, where one was asked for.
     """
 
     status: Status
@@ -71,3 +73,5 @@ class Verdict:
     splits: tuple[NeuronSplit, ...] = ()
     unstable: int | None = None
     certificate: str | None = None
+    proved: str = ""
+    lacks: str = ""

@@ -21,6 +21,7 @@ LAYERS = [
     ("bab",),
     ("exact",),
     ("certificate",),
+    ("acceptance",),
     ("solve",),
     ("measure",),
     ("campaign",),

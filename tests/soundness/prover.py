@@ -40,8 +40,8 @@ def prove(where: Files, arithmetic: str, timeout_s: float = 10.0) -> Proved:
     spec = verifier.load_vnnlib(where.prop, n_in, n_out)
     path = where.model.with_name("proof.cert")
     path.unlink(missing_ok=True)
-    wanted = CertificateConfig(path, where.prop, arithmetic)
-    verdict = verifier.verify(graph, spec, verifier.Config(timeout_s=timeout_s, device="cpu"), certificate=wanted)
+    wanted = CertificateConfig(path, where.prop)
+    verdict = verifier.verify(graph, spec, verifier.Config(timeout_s=timeout_s, device="cpu", arithmetic=arithmetic), certificate=wanted)
     if not path.exists():
         return Proved(verdict, ())
     with open_certificate(path) as file:

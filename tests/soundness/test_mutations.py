@@ -19,7 +19,7 @@ from tests.soundness.test_ranges import RANGES, verdict
 from tests.soundness.test_traps import FAMILIES, is_false, verdicts
 from verifier.certificate import arithmetic as rounding
 from verifier.certificate import bound, case, check, reduce
-from verifier.certificate.arithmetic import Exact, Runtime
+from verifier.certificate.arithmetic import RUNTIMES, Exact, Runtime
 from verifier.certificate.schema import Record
 
 FEW = ("two polytopes", "boxes", "wide, lemmas")
@@ -82,7 +82,7 @@ def without_noise(patch: pytest.MonkeyPatch) -> None:
 
 
 def small_errors(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(case, "FLOAT32", Runtime(u=2.0**-34))
+    patch.setitem(RUNTIMES, "float32", Runtime(u=2.0**-34))
 
 
 def without_b(patch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,7 @@ from onnx import helper, numpy_helper
 from tests.small_certificates import case
 from tests.soundness.handmade import Part
 from tests.soundness.proofs import Files, Judgement, judged, whole, write
-from verifier.certificate import case as cases
-from verifier.certificate.arithmetic import Exact, Rounded, Runtime, gamma
+from verifier.certificate.arithmetic import RUNTIMES, Exact, Rounded, Runtime, gamma
 from verifier.certificate.schema import Record
 from verifier.errors import VerifierError
 
@@ -236,7 +235,7 @@ def attempt(made: Range, folder: Path) -> str:
 @pytest.mark.parametrize("share", [0.6, 1.0 - 2.0**-7, 1.0, 2.0, 100.0])
 def test_a_sum_too_long_for_a_format_is_not_proved(share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """k u near 1 and beyond, at a format of 10 bits: as float32 is with 2^24 terms."""
-    monkeypatch.setattr(cases, "FLOAT32", Runtime(u=2.0**-10))
+    monkeypatch.setitem(RUNTIMES, "float32", Runtime(u=2.0**-10))
     assert attempt(long_sum(int(share * 2**10)), tmp_path) != "accepted"
     assert attempt(long_sum(int(share * 2**10) - 8), tmp_path) != "accepted"
 

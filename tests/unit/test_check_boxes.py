@@ -24,13 +24,13 @@ def boxes(weight: list[float] | None) -> Record:
     return Record("BOXS", {}, tree if weight is None else tree | {"weight": np.array([weight], np.float32)})
 
 
-@pytest.mark.parametrize("deployed", [False, True])
+@pytest.mark.parametrize("claim", ["real", "float32"])
 @pytest.mark.parametrize(
     ("offset", "weight", "proved"), [(-0.1, [1.0, 1.0], True), (-0.1, [1.0, 0.2], False), (0.1, [1.0, 1.0], False), (-0.1, None, False)]
 )
-def test_rows_are_summed_by_their_weights(offset: float, weight: list[float] | None, proved: bool, deployed: bool) -> None:
+def test_rows_are_summed_by_their_weights(offset: float, weight: list[float] | None, proved: bool, claim: str) -> None:
     graph, stated = case(offset)
-    failures = check_case(graph, [stated, boxes(weight)], deployed)
+    failures = check_case(graph, [stated, boxes(weight)], claim)
     assert [(failure.polytope, failure.tree, failure.leaf) for failure in failures] == ([] if proved else [(0, 0, 0)])
     assert all(failure.bound <= 0 for failure in failures)
 
@@ -45,5 +45,5 @@ def test_a_runtimes_errors_are_those_of_the_boxes(offset: float, split: float | 
     }
     tree = [-1] if split is None else [0, -1, -1]
     record = Record("BOXS", {}, {"tree": np.array(tree, np.int32), "point": np.array([split or 0.0, 0.0, 0.0][:len(tree)])})
-    failures = check_case(graph, [Record("CASE", {"rows": [1], "nodes": []}, arrays), record], True)
+    failures = check_case(graph, [Record("CASE", {"rows": [1], "nodes": []}, arrays), record], "float32")
     assert [failure.leaf for failure in failures] == ([] if proved else [0])

@@ -11,7 +11,7 @@ import torch
 from tests import cases as table
 from tests import reductions as r
 from tests.mlp import near_truth, random_mlp
-from tests.small_certificates import check_case
+from tests.small_certificates import case_records, check_case
 from verifier.bab.budget import Deadline
 from verifier.bab.driver import Oracle, Search, advance, start
 from verifier.bab.input_split import InputSearch, InputSplitConfig, advance_boxes, input_search
@@ -20,7 +20,7 @@ from verifier.bab.log import BoxLog, Lemma, Log, Tree, walk
 from verifier.bab.neurons import split_neurons, tightened_lemma
 from verifier.bab.work import as_packed
 from verifier.certificate.case import Failure
-from verifier.certificate.emit import case_records, reopen
+from verifier.certificate.emit import reopen
 from verifier.certificate.schema import Record
 from verifier.config import BabConfig
 from verifier.exact.highs import leaf_answer
@@ -101,7 +101,7 @@ def proof_of(graph: Graph, case: Case, solve: Callable[[ReducedProblem], Outcome
     problem = build(graph.to("cpu", torch.float64), case)
     outcome = solve(problem)
     assert outcome.proved and outcome.by is not None
-    return problem, outcome, list(case_records(graph, case, problem, outcome.by))
+    return problem, outcome, case_records(graph, case, problem, outcome.by)
 
 
 ROWS = {row.name.split(",")[0]: row for row in reversed(table.CASES) if "wide" not in row.name and "1e" not in row.name}
@@ -118,7 +118,7 @@ def test_proofs_of_every_kind_of_network_are_accepted(name: str, rung: str) -> N
     graph = ROWS[name].graph
     case = nearly_false(graph, r.case_of(ROWS[name], 0))
     _, _, records = proof_of(graph, case, RUNGS[rung])
-    assert check_case(graph, records, deployed=False) == []
+    assert check_case(graph, records) == []
 
 
 def split_mlp(seed: int, rows: int = 1, gap: float = 0.02) -> tuple[Graph, Case]:
@@ -174,7 +174,7 @@ def test_betas_follow_the_paths() -> None:
     assert len(nodes) == 2 * (nodes < 0).sum() - 1 > 3
     assert sum(len(record.arrays["beta"]) for record in leaf) == sum(walk(outcome.by.log.tree, [0]).depth)
     turned = [replace(leaf, arrays=leaf.arrays | {"beta": leaf.arrays["beta"][::-1]}) if leaf.kind == "LEAF" else leaf for leaf in records]
-    assert check_case(graph, records, False) == [] and check_case(graph, turned, False)
+    assert check_case(graph, records) == [] and check_case(graph, turned)
 
 
 def test_leaves_of_linear_programs_carry_their_multipliers() -> None:
@@ -183,7 +183,7 @@ def test_leaves_of_linear_programs_carry_their_multipliers() -> None:
     for seed in range(2):
         graph, case = split_mlp(100 + seed, rows=2)
         _, outcome, records = proof_of(graph, case, by_relu_splits)
-        assert check_case(graph, records, False) == []
+        assert check_case(graph, records) == []
         programs += sum(len(record.arrays["nu"]) for record in records if "nu" in record.arrays)
         assert len(outcome.by.log.programs) <= programs
     assert programs > 0
@@ -200,7 +200,7 @@ def test_a_refused_leaf_is_proved_again_with_a_margin() -> None:
     assert again.proved
     after = walk(by.log.tree, [by.log.root[0]]).leaf
     assert len(after) >= len(leaves) and float(by.log.domains(after).lower.min()) > 0.006
-    assert check_case(graph, case_records(graph, case, problem, by), False) == []
+    assert check_case(graph, case_records(graph, case, problem, by)) == []
 
 
 def boxes_of(graph: Graph, case: Case) -> tuple[ReducedProblem, InputSearch, Record]:
@@ -215,8 +215,8 @@ def test_a_refused_box_is_proved_again_with_a_margin() -> None:
     reopen(by, [Failure(0, 0, 0, 2, -0.004), Failure(0, 0, 0, 0, -0.001)])
     assert not by.decided
     assert go_on(by, climb()).proved
-    later = list(case_records(graph, case, problem, by))
-    assert len(later[-1].arrays["tree"]) > len(record.arrays["tree"]) and check_case(graph, later, False) == []
+    later = case_records(graph, case, problem, by)
+    assert len(later[-1].arrays["tree"]) > len(record.arrays["tree"]) and check_case(graph, later) == []
 
 
 def test_what_no_margin_can_mend_ends_the_search() -> None:

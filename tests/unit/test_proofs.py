@@ -14,7 +14,7 @@ import verifier
 from tests.mlp import random_mlp
 from verifier.certificate.case import Failure
 from verifier.certificate.check import check
-from verifier.certificate.write import Writer
+from verifier.certificate.gate import CaseGate
 from verifier.cli import run
 from verifier.errors import VerifierError
 from verifier.measure import proofs
@@ -58,7 +58,7 @@ def test_every_certified_image_has_a_proof_and_no_other_image_has_one(graph, mad
     for image in (EASY, HARD):
         path = Path(rows[image].verdict.certificate)
         report = check(graph.source, path.with_suffix(".vnnlib"), path)
-        assert report.accepted and report.arithmetic == "real" and (report.leaves > 0) == (image == HARD)
+        assert report.accepted and report.arithmetic == "float32" and (report.leaves > 0) == (image == HARD)
     assert rows[UNSAFE].verdict.certificate is None
 
 
@@ -99,7 +99,7 @@ def _first() -> tuple[np.ndarray, np.ndarray]:
 
 
 def other_arithmetic(folder: ProofFolder) -> ProofFolder:
-    return ProofFolder(folder.folder, folder.graph, "float32")
+    return ProofFolder(folder.folder, folder.graph, "real")
 
 
 def other_model(folder: ProofFolder) -> ProofFolder:
@@ -118,7 +118,7 @@ def test_what_does_not_prove_this_is_not_taken(copied, change) -> None:
     assert row.verdict.status is Status.VERIFIED and row.verdict.engine != "certificate"
     wanted = folder.wanted(EASY)
     report = check(folder.graph.source, wanted.property, wanted.path)
-    assert report.accepted and report.arithmetic == folder.arithmetic
+    assert report.accepted and folder.arithmetic in ("auto", report.arithmetic)
 
 
 def test_where_root_bounds_do_not_do_the_solver_proves(graph, tmp_path: Path, monkeypatch) -> None:
@@ -130,9 +130,9 @@ def test_where_root_bounds_do_not_do_the_solver_proves(graph, tmp_path: Path, mo
 def test_what_the_checker_refuses_is_not_certified(graph, tmp_path: Path, monkeypatch) -> None:
     """Sabotage: a checker that accepts nothing leaves no image certified and no file in the folder."""
     refuse = Failure(0, 0, None, None, -np.inf)
-    monkeypatch.setattr(Writer, "add", lambda *given: [refuse])
+    monkeypatch.setattr(CaseGate, "failures", lambda *given: [refuse])
     rows = certified(graph, ProofFolder(tmp_path, graph), images=[0])
-    assert rows[0].verdict.status is Status.UNKNOWN and rows[0].verdict.reason is verifier.Reason.CERTIFICATE
+    assert rows[0].verdict.status is Status.UNKNOWN and rows[0].verdict.reason is verifier.Reason.REFUSED
     assert not list(tmp_path.iterdir())
 
 
@@ -155,7 +155,6 @@ def test_accuracy_tells_of_the_certificates(digits: Path, tmp_path: Path, capsys
     [
         (["--certificates", "D", "--norm", "l2"], "use --norm linf"),
         (["--certificates", "D", "--norm", "l1"], "an l1 ball is none"),
-        (["--arithmetic", "real"], "give --certificates"),
         (["--certificates", "taken/D"], "cannot be made"),
     ],
 )

@@ -100,19 +100,16 @@ class Lemma:
     sign: Tensor
 
 
-Step = None
-"""Among lemmas: the problem is made anew here with the bounds so far."""
-
-
 @dataclass(slots=True)
 class Log:
     """A search over the neurons of `problem`: its tree, the domains that were closed, and the multipliers that linear programs gave.
 
+    `lemmas`: what was shown before; names of neurons `(U, 2)` among them say that the problem was made anew, of these.
     `root`: by polytope, the number of its root. `programs`: by region, (weight (R,), nu (U,)).
     """
 
     problem: ReducedProblem
-    lemmas: list[Lemma | None] = field(default_factory=list)
+    lemmas: list[Lemma | Tensor] = field(default_factory=list)
     tree: Tree = field(default_factory=Tree)
     root: dict[int, int] = field(default_factory=dict)
     closed: list[DomainBatch] = field(default_factory=list)
@@ -122,7 +119,7 @@ class Log:
     def after(self, problem: ReducedProblem) -> Log:
         """The log of a new search over the problem that the lemmas so far have made of this one."""
         if problem.unstable < STEP_SHARE * self.problem.unstable:
-            self.lemmas.append(Step)
+            self.lemmas.append(problem.neuron)
         return Log(problem, self.lemmas)
 
     def add(self, lemma: Lemma) -> None:

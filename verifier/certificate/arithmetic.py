@@ -93,3 +93,5 @@ class Runtime:
 
 EXTRA = 8
 FLOAT32 = Runtime()
+RUNTIMES = {"real": None, "float32": FLOAT32}
+"""What a certificate may be about."""

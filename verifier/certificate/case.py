@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from verifier.certificate.arithmetic import FLOAT32, Arithmetic, Rounded
+from verifier.certificate.arithmetic import RUNTIMES, Arithmetic, Rounded
 from verifier.certificate.bound import CHUNK, Multipliers, Problem, Rows, bound, eliminate
 from verifier.certificate.boxes import TOGETHER, box_bounds, combined_bound, narrowed_problem
 from verifier.certificate.reduce import Statement, reduce
@@ -38,7 +38,7 @@ class Failure:
 class Case:
     """Reads a CASE record, then (`run`) what follows it."""
 
-    def __init__(self, graph: Graph, record: Record, deployed: bool, arithmetic: Arithmetic, number: int) -> None:
+    def __init__(self, graph: Graph, record: Record, claim: str, arithmetic: Arithmetic, number: int) -> None:
         n_in, n_out = int(np.prod(graph.input_shape)), int(np.prod(graph.output_shape))
         self.record, self.number, self.arithmetic, self.leaves, self.trees = record, number, arithmetic, 0, 0
         counts = record.items("rows", int)
@@ -54,7 +54,7 @@ class Case:
         names = {(nodes[node], neuron): k for k, (node, neuron) in enumerate(table.tolist())}
         self.neurons, self.kept = len(table), frozenset(record.array("kept", "u4", (None,)).tolist())
         self.statement = Statement(lower, upper, output, given, offset, names, self.kept)
-        self.graph, self.runtime = graph, FLOAT32 if deployed else None
+        self.graph, self.runtime = graph, RUNTIMES[claim]
         self.problem = reduce(graph, self.statement, arithmetic, self.runtime)
         self.open: dict[int, Failure] = {}
         found = bound(self.problem, self.problem.rows, self.problem.lower, self.problem.upper)
@@ -82,7 +82,8 @@ class Case:
             elif record.kind == "BOXS":
                 self._boxes(record, tick)
             elif record.kind == "STEP":
-                self.problem = eliminate(self.problem, self.kept)
+                kept = record.array("kept", "u4", (None,)).tolist() if record.arrays else self.kept
+                self.problem = eliminate(self.problem, frozenset(kept))
             else:
                 return record
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from verifier.certificate.arithmetic import FLOAT64, Arithmetic
+from verifier.certificate.arithmetic import FLOAT64, RUNTIMES, Arithmetic
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
 from verifier.certificate.schema import CertificateError, Record, open_certificate, read_records
@@ -51,7 +51,7 @@ def check(
         records = read_records(file, str(certificate))
         head = next(records)
         about = head.field("arithmetic", str)
-        if about not in ("real", "float32"):
+        if about not in RUNTIMES:
             raise CertificateError(f"{head.place} is about {about!r} arithmetic: real and float32 are known.")
         for what, given, own in (("model", model, model_digest(model)), ("property", prop, property_digest(prop))):
             if head.field(what, str) != own:
@@ -65,7 +65,10 @@ def check(
             """What the cases state, one by one, up to the first that is not proved."""
             record: Record | None = next(records)
             while record is not None and record.kind == "CASE":
-                case = Case(graph, record, about == "float32", arithmetic, len(leaves))
+                own = record.fields.get("arithmetic", about)
+                if own not in RUNTIMES or about not in (own, "real"):
+                    raise CertificateError(f"{record.place} is about {own!r} arithmetic, which says nothing of {about}.")
+                case = Case(graph, record, own, arithmetic, len(leaves))
                 record = case.run(records, lambda: listener(file.tell() / size))
                 leaves.append(case.leaves)
                 failures.extend(case.failures())

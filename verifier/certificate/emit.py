@@ -61,35 +61,34 @@ class _Trees:
     columns: np.ndarray
 
 
-def case_records(graph: Graph, case: Case, problem: ReducedProblem, by: Search | InputSearch) -> Iterator[Record]:
-    """The records of one case, CASE first.
-
-    Args:
-        graph: the prover's, whose node names the certificate uses.
-        problem: the reduced problem of the case before branch and bound.
-        by: the search that proved the case, with its log.
-    """
-    table = Table.of(graph, problem.neuron)
-    trees = [] if isinstance(by, InputSearch) else _trees(by.log, table)
-    kept = np.unique(np.concatenate([np.zeros(0, int), *(part.columns[part.walked.path] for part in trees if part is not None)]))
-    yield case_record(case, table, kept.astype(np.uint32))
-    for part in trees:
-        if part is None:
-            yield Record("STEP", {}, {})
-        else:
-            yield _tree_record(part)
-            yield from _leaf_records(part)
+def proof_records(table: Table, by: Search | InputSearch) -> Iterator[Record]:
+    """The records behind a case's CASE: the proof of the search `by`, which speaks of neurons by their places in the `table`."""
     if isinstance(by, InputSearch):
         yield _box_record(by)
+        return
+    for part in _trees(by.log, table):
+        if isinstance(part, _Trees):
+            yield _tree_record(part)
+            yield from _leaf_records(part)
+        else:
+            yield Record("STEP", {}, {"kept": part})
 
 
-def case_record(case: Case, table: Table, kept: np.ndarray) -> Record:
-    """The box is larger by an ulp: its decimals may not be floats. A zero is exact."""
+def case_record(case: Case, table: Table, n_out: int) -> Record:
+    """The CASE: what is stated, and the neurons that a proof may speak of.
+
+    The box is larger by an ulp, because its decimals may not be floats, a zero being exact; and an input that is fixed reaches a runtime as the
+    nearest float32.
+    """
     lower = np.where(case.lower == 0, case.lower, np.nextafter(case.lower, -np.inf))
     upper = np.where(case.upper == 0, case.upper, np.nextafter(case.upper, np.inf))
+    received, fixed = case.lower.astype(np.float32).astype(float), case.lower == case.upper
+    lower = np.where(fixed, np.minimum(lower, received), lower)
+    upper = np.where(fixed, np.maximum(upper, received), upper)
     arrays: dict[str, Any] = {
-        "lower": lower, "upper": upper, "output": np.concatenate([p.output for p in case.polytopes]).astype(float),
-        "offset": np.concatenate([p.offset for p in case.polytopes]).astype(float), "neuron": table.neuron, "kept": kept,
+        "lower": lower, "upper": upper, "output": np.concatenate([np.zeros((0, n_out)), *(p.output for p in case.polytopes)]),
+        "offset": np.concatenate([np.zeros(0), *(p.offset for p in case.polytopes)]), "neuron": table.neuron,
+        "kept": np.arange(len(table.neuron), dtype=np.uint32),
     }
     if any(p.input is not None for p in case.polytopes):
         none = np.zeros_like(lower)
@@ -97,9 +96,9 @@ def case_record(case: Case, table: Table, kept: np.ndarray) -> Record:
     return Record("CASE", {"rows": [len(p.offset) for p in case.polytopes], "nodes": list(table.nodes)}, arrays)
 
 
-def _trees(log: Log, table: Table) -> list[_Trees | None]:
-    """The lemmas, None standing for a STEP, and then the polytopes."""
-    found = [None if lemma is None else _of_neurons(lemma, table) for lemma in log.lemmas]
+def _trees(log: Log, table: Table) -> list[_Trees | np.ndarray]:
+    """The lemmas, a STEP being the places of the neurons that stay in it whatever is known of them, and then the polytopes."""
+    found = [_of_neurons(lemma, table) if isinstance(lemma, Lemma) else table.columns(lemma).astype(np.uint32) for lemma in log.lemmas]
     polytopes = sorted(log.root)
     target = np.array(polytopes, np.int32).reshape(-1, 1)
     walked = walk(log.tree, [log.root[k] for k in polytopes])

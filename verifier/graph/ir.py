@@ -35,6 +35,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -56,13 +58,16 @@ class Graph:
     """Nodes in topological order, the first the only Input, `output` the name of the node whose value is the network's.
 
     `source` is the file it was read from, empty for a network that has none. `computed` names the file's nodes that do not depend on the input and
-    were computed in floating point when it was read: a runtime may have rounded them otherwise.
+    were computed in floating point when it was read: a runtime may have rounded them otherwise. `arithmetic`: what the file computes in throughout
+    (float32), empty where it mixes types. `raw`: the graph as it was read, before passes changed it: what proofs are checked on.
     """
 
     nodes: tuple[Node, ...]
     output: str
     source: str = ""
     computed: tuple[str, ...] = ()
+    arithmetic: str = ""
+    raw: Graph | None = None
 
     @property
     def input(self) -> Node:
@@ -88,4 +93,10 @@ class Graph:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
         nodes = tuple(replace(n, constants={k: move(v) for k, v in n.constants.items()}) for n in self.nodes)
+        return replace(self, nodes=nodes)
+
+    def to_numpy(self) -> Graph:
+        """A copy whose constants are numpy arrays."""
+        plain = lambda value: value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()  # noqa: E731
+        nodes = tuple(replace(n, constants={k: plain(v) for k, v in n.constants.items()}) for n in self.nodes)
         return replace(self, nodes=nodes)

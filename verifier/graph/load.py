@@ -1,6 +1,7 @@
 """The trusted way from a file to a graph: read, simplify, and run it against onnxruntime before anything is believed of it."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from verifier.graph.ir import Graph
@@ -17,6 +18,7 @@ def load_onnx(path: str | Path) -> Graph:
     from verifier.graph.passes import simplify
     from verifier.graph.validate import check_against_onnxruntime
 
-    graph = simplify(read(path))
+    raw = read(path)
+    graph = replace(simplify(raw), raw=raw)
     check_against_onnxruntime(graph, path)
     return graph

@@ -18,6 +18,7 @@ from verifier.graph.onnx_file import (
     array_of,
     attributes_of,
     compute,
+    computes_in_float32,
     first_line,
     inferred_shapes,
     input_of,
@@ -113,7 +114,8 @@ class _Loader:
         result = self.values.get(self.output)
         if not isinstance(result, Variable):
             raise ModelError(f"output {self.output!r} does not depend on the input, so there is nothing to verify.")
-        return Graph(tuple(self.build.nodes.values()), result.name, self.source, tuple(self.computed))
+        arithmetic = "float32" if computes_in_float32(self.model) else ""
+        return Graph(tuple(self.build.nodes.values()), result.name, self.source, tuple(self.computed), arithmetic)
 
     def read_constants(self) -> None:
         """The initializers that are read, as arrays."""

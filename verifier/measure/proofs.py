@@ -8,24 +8,24 @@ An image counts as certified only if the checker accepted the file that lies in 
 """
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from verifier.bab.budget import Deadline, Listener, Progress
 from verifier.certificate.check import check
 from verifier.certificate.emit import Table, case_record
+from verifier.certificate.gate import CaseGate, Gate, network_of
 from verifier.certificate.schema import CertificateError, Record
-from verifier.certificate.write import Writer
 from verifier.config import CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
-from verifier.solve import verify
+from verifier.solve import claims_of, verify
 from verifier.spec.normal import load_vnnlib
 from verifier.spec.spec import Case, Spec
 from verifier.spec.write import to_vnnlib
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 
 class ProofFolder:
-    """Properties and certificates of one network's images, in one arithmetic ("real" or "float32").
+    """Properties and certificates of one network's images, about one arithmetic ("auto": the network's own, or the reals).
 
     Raises:
         VerifierError: the network has no file, or the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "real") -> None:
+    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "auto") -> None:
         if not graph.source:
             raise VerifierError("Certificates name the network's file, and this network has none: export it as ONNX and load that.")
         self.folder, self.graph, self.arithmetic = Path(folder), graph, arithmetic
@@ -53,7 +53,7 @@ class ProofFolder:
 
     def wanted(self, image: int) -> CertificateConfig:
         """The certificate of an image, and the file of its property."""
-        return CertificateConfig(self.folder / f"image-{image}.cert", self.folder / f"image-{image}.vnnlib", self.arithmetic)
+        return CertificateConfig(self.folder / f"image-{image}.cert", self.folder / f"image-{image}.vnnlib")
 
     def state(self, image: int, spec: Spec) -> Spec:
         """Writes the property, and reads it as the file states it.
@@ -85,23 +85,27 @@ class ProofFolder:
             report = check(self.graph.source, wanted.property, wanted.path)
         except (OSError, CertificateError, UnsupportedError):
             return None
-        if not report.accepted or report.arithmetic != self.arithmetic:
+        if not report.accepted or self.arithmetic not in ("auto", report.arithmetic):
             return None
-        return _proved("certificate", report.seconds, None, wanted)
+        return _proved("certificate", report.seconds, None, wanted, report.arithmetic)
 
     def at_root(self, image: int, spec: Spec, engine: str, lower: float, limit_s: float) -> Verdict | None:
         """VERIFIED where the checker's root bounds prove the property as well; `engine` and `lower` say what proved it before."""
-        begin, wanted = time.monotonic(), self.wanted(image)
-        writer = Writer(wanted, self.graph, spec)
+        begin, wanted, network = time.monotonic(), self.wanted(image), network_of(self.graph)
+        gate, deadline = Gate(network, spec, wanted), Deadline.after(limit_s)
         try:
-            refused = [failure for case in spec.cases for failure in writer.add([_bare(self.graph, case)], Deadline.after(limit_s))]
-            if refused or writer.finish() is not None:
+            for number, case in enumerate(spec.cases):
+                checker = CaseGate(gate, number, _bare(self.graph, case), deadline)
+                if all(checker.failures([], claim) for claim in claims_of(network, self.arithmetic)):
+                    return None
+                gate.add(checker)
+            if gate.finish() is not None:
                 return None
         except (OutOfTime, OutOfMemory, MemoryError, UnsupportedError):  # the solver meets them too, and says so
             return None
         finally:
-            writer.close()
-        return _proved(engine, time.monotonic() - begin, lower, wanted)
+            gate.close()
+        return _proved(engine, time.monotonic() - begin, lower, wanted, gate.proved())
 
 
 class ProvingSolver:
@@ -134,16 +138,17 @@ class ProvingSolver:
             spent_s += time.monotonic() - begin
             if verdict is not None:
                 return replace(verdict, seconds=spent_s)
-        config = replace(self.config, timeout_s=max(self.config.timeout_s - spent_s, 0.1 * self.config.timeout_s))
+        config = replace(self.config, timeout_s=max(self.config.timeout_s - spent_s, 0.1 * self.config.timeout_s), arithmetic=self.proofs.arithmetic)
         verdict = verify(self.proofs.graph, spec, config, self.listener, self.proofs.wanted(image))
         return replace(verdict, seconds=verdict.seconds + spent_s)
 
 
 def _bare(graph: Graph, case: Case) -> Record:
     """The case without a table of neurons, since no tree will speak of them."""
-    return case_record(case, Table.of(graph, torch.zeros(0, 2)), np.zeros(0, np.uint32))
+    return case_record(case, Table.of(graph, torch.zeros(0, 2)), math.prod(graph.output_shape))
 
 
-def _proved(engine: str, seconds: float, lower: float | None, wanted: CertificateConfig) -> Verdict:
-    sentence = f"All unsafe sets are unreachable, and {wanted.path} proves it in {wanted.arithmetic} arithmetic."
-    return Verdict(Status.VERIFIED, Reason.PROVED, sentence, seconds, engine=engine, lower_bound=lower, certificate=str(wanted.path))
+def _proved(engine: str, seconds: float, lower: float | None, wanted: CertificateConfig, arithmetic: str) -> Verdict:
+    sentence = f"All unsafe sets are unreachable, and {wanted.path} proves it in {arithmetic} arithmetic."
+    path = str(wanted.path)
+    return Verdict(Status.VERIFIED, Reason.PROVED, sentence, seconds, engine=engine, lower_bound=lower, certificate=path, proved=arithmetic)

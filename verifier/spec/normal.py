@@ -11,7 +11,7 @@ exactly, over the rationals, and rounded once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil, floor, inf, isinf, prod
 from pathlib import Path
@@ -78,7 +78,7 @@ def load_vnnlib(path: str | Path, n_in: int | None = None, n_out: int | None = N
     for seen, expected, what in ((prop.n_in, n_in, "inputs"), (prop.n_out, n_out, "outputs")):
         if expected is not None and seen != expected:
             raise SpecError(f"{path} declares {seen} {what} but the network has {expected}: is it the property of another network?")
-    return normalize(prop)
+    return replace(normalize(prop), path=str(path))
 
 
 def normalize(prop: Property) -> Spec:

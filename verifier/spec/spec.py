@@ -39,10 +39,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Unsafe iff one of the cases is; no cases (an empty input set, say) is safe, and `note` says why."""
+    """Unsafe iff one of the cases is; no cases (an empty input set, say) is safe, and `note` says why. `path`: the file that states it, or empty."""
 
     cases: tuple[Case, ...]
     n_in: int
     n_out: int
     source: str = ""
     note: str = ""
+    path: str = ""

@@ -1,0 +1,101 @@
+"""From a search that has proved a case to a proof that the checker accepts: refused leaves go back to the search, with a margin.
+
+A proof is about the arithmetic that the network computes in, where that can be had: it covers the reals too. Where the checker refuses that one and
+accepts the proof over the reals, the case is proved, and the search may go on for the stronger proof for a share of the time that the case has taken.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from verifier.bab.driver import Search
+from verifier.bab.input_split import InputSearch
+from verifier.bab.ladder import Climb, Outcome, go_on
+from verifier.certificate.case import Failure
+from verifier.certificate.emit import Table, proof_records, reopen
+from verifier.certificate.gate import CaseGate
+from verifier.errors import OutOfTime, UnsupportedError
+
+STRONGER_SHARE, STRONGER_S = 0.5, 0.5
+"""Of the time that a case has taken, and at least so many seconds: what a stronger proof may take that the checker has refused once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """`arithmetic`: what the accepted proof is about, empty where none was accepted; `lacks`: why there is no stronger one, or none at all.
+
+    `outcome`: the search's, which may have found a counterexample on the way; `late`: the time ended it.
+    """
+
+    outcome: Outcome
+    arithmetic: str
+    lacks: str
+    late: bool = False
+
+
+def accept(outcome: Outcome, gate: CaseGate, table: Table, claims: Sequence[str], climb: Climb, begin_s: float) -> Acceptance:
+    """Has the checker accept the proof of a case.
+
+    Args:
+        outcome: proved, with the search that did it.
+        gate: the checker at this case.
+        table: the neurons that the gate's CASE lists.
+        claims: the arithmetics that will do, the strongest first.
+        climb: what the search needs to go on.
+        begin_s: when the work on the case began, on the monotonic clock.
+    """
+    return _Round(gate, table, tuple(claims), climb, begin_s).run(outcome)
+
+
+class _Round:
+    def __init__(self, gate: CaseGate, table: Table, claims: tuple[str, ...], climb: Climb, begin_s: float) -> None:
+        self.gate, self.table, self.claims, self.climb, self.begin_s = gate, table, claims, climb, begin_s
+        self.lacks: dict[str, str] = {}
+
+    def run(self, outcome: Outcome) -> Acceptance:
+        late = False
+        try:
+            while outcome.by is not None:
+                refused = self.tried(outcome.by)
+                if self.gate.arithmetic or not refused:
+                    break
+                outcome = self.again(outcome.by, refused, self.climb)
+            if self.gate.arithmetic and refused:
+                self.stronger(outcome.by, refused)
+        except OutOfTime:
+            late = True
+        held = self.gate.arithmetic
+        first = next((self.lacks[claim] for claim in self.claims if claim in self.lacks and claim != held), "")
+        return Acceptance(replace(outcome, by=None), held, "" if held == self.claims[0] else first, late and not held)
+
+    def tried(self, by: Search | InputSearch) -> list[Failure]:
+        """Tries the claims one after the other; what was refused of the strongest that the checker can follow, nothing where that is accepted."""
+        refused: list[Failure] = []
+        for claim in self.claims:
+            try:
+                failures = self.gate.failures(proof_records(self.table, by), claim)
+            except UnsupportedError as error:
+                self.lacks[claim] = str(error)
+                continue
+            if not failures:
+                break
+            self.lacks[claim] = failures[0].sentence()
+            refused = refused or failures
+        return refused
+
+    def again(self, by: Search | InputSearch, refused: list[Failure], climb: Climb) -> Outcome:
+        reopen(by, refused)
+        return go_on(by, climb)
+
+    def stronger(self, by: Search | InputSearch, refused: list[Failure]) -> None:
+        """The proof over the reals is accepted: a stronger one, if a little more time brings it."""
+        seconds = max(STRONGER_S, STRONGER_SHARE * (time.monotonic() - self.begin_s))
+        climb = replace(self.climb, deadline=self.climb.deadline.sooner(seconds))
+        strongest = next(claim for claim in self.claims if claim in self.lacks)
+        while refused and not climb.deadline.expired():
+            outcome = self.again(by, refused, climb)
+            if outcome.by is None:
+                return
+            by = outcome.by
+            refused = self.gate.failures(proof_records(self.table, by), strongest)

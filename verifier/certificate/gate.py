@@ -1,0 +1,208 @@
+"""The gate between a proof and VERIFIED: the checker, in this process, at every case of a property. What it accepted is kept where a file is wanted.
+
+A `Gate` stands for one network and one property, a `CaseGate` for one of its cases. The records of a proof are handed over as they are; the network
+is the loader's, before any pass of the prover has changed it; the statement that a CASE record makes is compared with the property that was asked,
+and once more, by the checker's own reader, with the file that states it.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from copy import copy
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from verifier import __version__
+from verifier.bab.budget import Deadline
+from verifier.certificate.arithmetic import FLOAT64
+from verifier.certificate.case import Case, Failure
+from verifier.certificate.property import Property, covered, property_digest, read_property
+from verifier.certificate.schema import Record, make_room, write_header, write_record
+from verifier.config import CertificateConfig
+from verifier.errors import OutOfTime, SpecError, UnsupportedError, VerifierError
+from verifier.graph.ir import Graph
+from verifier.graph.onnx_file import model_digest
+from verifier.graph.onnx_load import load_onnx
+from verifier.spec.spec import Case as Asked
+from verifier.spec.spec import Polytope, Spec
+
+REAL = "real"
+States = tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+
+
+def network_of(graph: Graph) -> Graph:
+    """The network that the checker follows: that of the file, as the loader reads it, or the graph itself where it comes from none."""
+    if graph.raw is not None and graph.source:
+        return graph.raw
+    return load_onnx(graph.source) if graph.source else graph.to_numpy()
+
+
+class Gate:
+    """One property at the checker, with the cases that it has accepted."""
+
+    def __init__(self, network: Graph, spec: Spec, wanted: CertificateConfig | None = None) -> None:
+        """
+        Args:
+            network: from `network_of`.
+            spec: the property; where it was read from a file the checker reads that file itself.
+            wanted: where the certificate is to be written; an older one there is removed, so that no run leaves a proof that it did not make.
+
+        Raises:
+            VerifierError: no certificate can be made of this network or property, or not there: whatever else lies there is kept.
+        """
+        self.network, self.spec, self.wanted = network, spec, wanted
+        self.stated: list[States] = []
+        self.arithmetics: list[str] = []
+        self._file: BinaryIO | None = None
+        if wanted is not None:
+            _check_wanted(network, spec)
+            _property(spec, wanted)
+            make_room(wanted.path)
+            try:
+                self._file = tempfile.TemporaryFile(dir=wanted.path.parent)  # noqa: SIM115  (`close` ends it)
+            except OSError as error:
+                raise VerifierError(f"Cannot write the certificate {wanted.path}: {error.strerror}.") from None
+
+    def proved(self) -> str:
+        """The arithmetic that the proofs of all cases are about: a proof in floats holds over the reals too."""
+        said = set(self.arithmetics)
+        return said.pop() if len(said) == 1 else REAL
+
+    def add(self, case: CaseGate) -> None:
+        """Counts a case that was accepted."""
+        self.stated.append(case.accepted.states())
+        self.arithmetics.append(case.arithmetic)
+        if self._file is not None:
+            case.copy_to(self._file)
+
+    def finish(self) -> str | None:
+        """None where the accepted cases cover the property, or the sentence why they do not; the certificate gets its name then."""
+        try:
+            stated = _property(self.spec, self.wanted)
+        except SpecError as error:
+            return f"its reader does not take the property: {error}"
+        missing = None if stated is None else covered(stated, self.stated)
+        if missing is None and self._file is not None:
+            self._publish()
+        return missing
+
+    def _publish(self) -> None:
+        path = self.wanted.path
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process alone, and no other file's name
+        head = {
+            "arithmetic": self.proved() if self.arithmetics else self.network.arithmetic or REAL, "model": model_digest(self.network.source),
+            "property": property_digest(self.wanted.property), "prover": f"verifier {__version__}",
+        }
+        self._file.seek(0)
+        try:
+            with open(part, "wb") as file:
+                write_header(file)
+                write_record(file, Record("HEAD", head, {}))
+                shutil.copyfileobj(self._file, file)
+                write_record(file, Record("DONE", {"cases": len(self.stated)}, {}))
+            os.replace(part, path)
+        except OSError as error:
+            raise VerifierError(f"Cannot write the certificate {path}: {error.strerror}.") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class CaseGate:
+    """The checker at one case: the network is reduced once an arithmetic, whatever number of proofs are tried on it."""
+
+    def __init__(self, gate: Gate, number: int, record: Record, deadline: Deadline) -> None:
+        """`record`: the CASE; `number`: which of the property's cases it states."""
+        self.gate, self.number, self.record, self.deadline = gate, number, record, deadline
+        self.accepted: Case | None = None
+        self.arithmetic = ""
+        self._prepared: dict[str, Case] = {}
+        self._kept: BinaryIO | None = None
+
+    def prepared(self, arithmetic: str) -> Case:
+        """The checker's case before any lemma.
+
+        Raises:
+            UnsupportedError: the checker cannot follow the network in this arithmetic.
+        """
+        if arithmetic not in self._prepared:
+            self._in_time()
+            self._prepared[arithmetic] = Case(self.gate.network, self.record, arithmetic, FLOAT64, self.number)
+        return self._prepared[arithmetic]
+
+    def failures(self, records: Iterable[Record], arithmetic: str) -> list[Failure]:
+        """What the checker leaves unproved of a proof, the records behind the CASE; where that is nothing, the case is accepted.
+
+        Raises:
+            OutOfTime: the deadline came first.
+            UnsupportedError: the checker cannot follow the network, or the proof states another case than the one that was asked.
+        """
+        case = copy(self.prepared(arithmetic))
+        case.open = dict(case.open)
+        file = tempfile.SpooledTemporaryFile(2**24) if self.gate.wanted is not None else None  # noqa: SIM115  (kept, or closed below)
+        case.run(records if file is None else _copied([self._named(arithmetic)], records, file), self._in_time)
+        failures = case.failures()
+        if not failures:
+            if not states_case(case.states(), self.gate.spec.cases[self.number]):
+                raise UnsupportedError("the records state another case than the property's.")
+            self.accepted, self.arithmetic = case, arithmetic
+            self._kept, file = file, self._kept
+        if file is not None:
+            file.close()
+        return failures
+
+    def _named(self, arithmetic: str) -> Record:
+        return Record(self.record.kind, self.record.fields | {"arithmetic": arithmetic}, self.record.arrays)
+
+    def copy_to(self, file: BinaryIO) -> None:
+        """Appends the records that were accepted."""
+        self._kept.seek(0)
+        shutil.copyfileobj(self._kept, file)
+        self._kept.close()
+
+    def _in_time(self) -> None:
+        if self.deadline.expired():
+            raise OutOfTime("The time was over before the proof was checked.")
+
+
+def _copied(first: Iterable[Record], records: Iterable[Record], file: BinaryIO) -> Iterator[Record]:
+    """The records, each written to the file as it passes; those of `first` are written alone."""
+    for record in first:
+        write_record(file, record)
+    for record in records:
+        write_record(file, record)
+        yield record
+
+
+def states_case(stated: States, asked: Asked) -> bool:
+    """Whether what was proved is no less than what was asked: the box lies in the stated one, and the polytopes are the same or smaller."""
+    lower, upper, polytopes = stated
+    inside = bool((lower <= asked.lower).all() and (asked.upper <= upper).all()) and len(polytopes) == len(asked.polytopes)
+    return inside and all(_states_polytope(*pair) for pair in zip(polytopes, asked.polytopes))
+
+
+def _states_polytope(stated: tuple[np.ndarray, np.ndarray, np.ndarray], asked: Polytope) -> bool:
+    output, offset, given = stated
+    own = np.zeros_like(given) if asked.input is None else asked.input
+    return np.array_equal(output, asked.output) and np.array_equal(given, own) and bool((offset >= asked.offset).all())
+
+
+def _property(spec: Spec, wanted: CertificateConfig | None) -> Property | None:
+    """The property's file as the checker reads it; None where the property comes from no file."""
+    path = wanted.property if wanted is not None else Path(spec.path) if spec.path else None
+    return None if path is None else read_property(path, spec.n_in, spec.n_out)
+
+
+def _check_wanted(network: Graph, spec: Spec) -> None:
+    if not network.source:
+        raise VerifierError("A certificate speaks of an ONNX file, and this network comes from none: export it and load the file.")
+    if any(case.ball is not None for case in spec.cases):
+        raise VerifierError("A certificate speaks of a VNN-LIB file, which states no l1 or l2 ball: use the linf norm, or ask for no certificate.")
+
