@@ -175,8 +175,11 @@ def _gradients(net: Net, values: list[np.ndarray], row: np.ndarray) -> list[np.n
                 winner = np.asarray(group)[z[:, list(group)].argmax(-1)]
                 np.add.at(total[step.sources[0]], (np.arange(len(z)), winner), g[:, k])
         else:
-            slope = {"relu": lambda z, near: z >= -near, "abs": lambda z, near: np.sign(z), "leaky": lambda z, near: np.where(z > 0, 1.0, step.numbers[0])}
-            total[step.sources[0]] += g * (slope[step.kind](z, near) if step.kind in slope else 1.0)
+            slope = 1.0
+            if step.kind in ("relu", "abs", "leaky"):
+                left = {"relu": 0.0, "abs": -1.0, "leaky": step.numbers[0] if step.numbers else 0.0}[step.kind]
+                slope = np.where(z >= -near, 1.0, left) if step.kind == "relu" else np.where(z > 0, 1.0, left)
+            total[step.sources[0]] += g * slope
     return found[::-1]
 
 
