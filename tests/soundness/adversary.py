@@ -74,7 +74,7 @@ def handmade_claim(lower: list, upper: list, row: list[int], offset: float | Fra
     return Claim(made.lower, made.upper, (((tuple(map(Fraction, row)), Fraction(offset)),),))
 
 
-def _rows(random: np.random.Generator, n: int, free: int, bias_scale: float, kinds: list[str], huge: float) -> tuple[np.ndarray, np.ndarray]:
+def _rows(random: np.random.Generator, n: int, free: int, kinds: list[str], huge: float) -> tuple[np.ndarray, np.ndarray]:
     """One row of weights for each kind. `huge`: the size of the weights that cancel between two of the coordinates that are not free."""
     w, b = np.zeros((len(kinds), n)), np.zeros(len(kinds))
     for k, kind in enumerate(kinds):
@@ -87,21 +87,26 @@ def _rows(random: np.random.Generator, n: int, free: int, bias_scale: float, kin
         elif kind == "long":
             w[k, free:] = random.choice([-1.0, 1.0], n - free)
             w[k, free:] -= np.roll(w[k, free:], 1) * random.integers(0, 2)
-        b[k] += {"active": 1.0, "dead": -1.0}.get(kind, 0.0) * (4 * abs(w[k, :free]).sum() + 4) * bias_scale
+        b[k] += {"active": 1.0, "dead": -1.0}.get(kind, 0.0) * (4 * abs(w[k, :free]).sum() + 4)
     return w, b
+
+
+def mixed_rows(random: np.random.Generator, free: int, fixed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Weights and biases of neurons of all kinds, and the size that the fixed inputs are to have, all the same."""
+    size, huge = 10.0 ** random.integers(0, 6), 10.0 ** random.integers(1, 6)
+    kinds = [str(k) for k in random.choice(["active", "dead", "equal", "cancelling", "cancelling", "long", "open"], int(random.integers(2, 7)))]
+    kinds += ["active"] * int(random.integers(2))
+    return (*_rows(random, free + fixed, free, kinds, huge), size)
 
 
 def mixed(seed: int) -> Iterator[Attempt]:
     """One or two hidden layers of neurons of all kinds over few free and some fixed, equal, large inputs."""
     random = np.random.default_rng([seed, 1])
     free, fixed = int(random.integers(1, 3)), int(random.choice([2, 2, 3, 8, 24]))
-    size, huge = 10.0 ** random.integers(0, 6), 10.0 ** random.integers(1, 6)
-    kinds = [str(k) for k in random.choice(["active", "dead", "equal", "cancelling", "cancelling", "long", "open"], int(random.integers(2, 7)))]
-    kinds += ["active"] * (seed % 2)
-    w, b = _rows(random, free + fixed, free, 1.0, kinds, huge)
+    w, b, size = mixed_rows(random, free, fixed)
     steps = [affine(0, w, b), Step("relu", (1,))]
     if seed % 3 == 0:
-        w, b = _rows(random, len(kinds), min(2, len(kinds)), 1.0, ["cancelling", "active", "open"], 10.0 ** random.integers(0, 4))
+        w, b = _rows(random, len(b), min(2, len(b)), ["cancelling", "active", "open"], 10.0 ** random.integers(0, 4))
         steps += [affine(2, w, b), Step("relu", (3,))]
     width = len(steps[-2].bias)
     out = random.integers(-2, 3, (1, width)) * (random.random((1, width)) < 0.7)

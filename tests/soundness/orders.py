@@ -90,7 +90,7 @@ ORDERS: dict[str, Order] = {
 FEW = ("forward", "backward", "pairs", "falling", "negative first", "fused")
 
 
-def _step(step: Step, sources: list[np.ndarray], affine: Callable[[Step, np.ndarray], np.ndarray]) -> np.ndarray:
+def evaluated(step: Step, sources: list[np.ndarray], affine: Callable[[Step, np.ndarray], np.ndarray]) -> np.ndarray:
     """The value `(P, size)` of a step in the type of its sources."""
     z, kind = sources[0], sources[0].dtype.type
     if step.kind == "affine":
@@ -111,7 +111,7 @@ def _forward(net: Net, x: np.ndarray, affine: Callable[[Step, np.ndarray], np.nd
     values = [x]
     with np.errstate(all="ignore"):
         for step in net.steps:
-            values.append(_step(step, [values[s] for s in step.sources], affine))
+            values.append(evaluated(step, [values[s] for s in step.sources], affine))
     return values
 
 
