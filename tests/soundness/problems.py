@@ -15,6 +15,7 @@ from tests.soundness import drawn, enclosures
 from tests.soundness.drawn import Drawn
 from tests.soundness.exact_truth import Net, Step, smallest
 from tests.soundness.formulas import Box, Disjunct, Row, text
+from tests.soundness.handmade import decimal
 from tests.soundness.layers import write_model
 from tests.soundness.orders import in_float64
 from tests.soundness.traps import just_above, just_below
@@ -51,7 +52,11 @@ class _Placed:
 def problem(family: str, seed: int) -> Problem:
     """One problem; the same seed gives the same one."""
     random = np.random.default_rng([seed, sum(map(ord, family))])
-    made = drawn.FAMILIES[family](random)
+    return asked_of(drawn.FAMILIES[family](random), random, family, f"{family} {seed}")
+
+
+def asked_of(made: Drawn, random: np.random.Generator, family: str, name: str) -> Problem:
+    """A random property of the network."""
     net = Net(made.net.n_in, (*made.net.steps, Step("concat", (len(made.net.steps), 0))))
     distance = str(random.choice(["clear", "clear", "clear", "one float", "zero"])) if made.linear else "clear"
     safe = random.random() < 0.5
@@ -69,7 +74,7 @@ def problem(family: str, seed: int) -> Problem:
     real = all(p.safe for p in placed)
     clear = all(p.clear for p in placed) if real else any(p.clear and not p.safe for p in placed)
     near = tuple(p.near for p in placed)
-    return Problem(family, f"{family} {seed}", write_model(made.net, made.shape), text(disjuncts, made.net.n_out, random), net, made.net.n_out,
+    return Problem(family, name, write_model(made.net, made.shape), text(disjuncts, made.net.n_out, random), net, made.net.n_out,
                    tuple(disjuncts), real, distance, clear, near)
 
 
@@ -79,8 +84,6 @@ def _boxes(box: Box, random: np.random.Generator) -> list[Box]:
     axis = next(i for i in range(len(low)) if low[i] < high[i])
     width, found = high[axis] - low[axis], []
     for a, b in [[(0, 1), (2, 4)], [(0, 3), (2, 4)], [(0, 1), (1, 2), (3, 4)], [(1, 1), (2, 4)]][random.integers(4)]:
-        from tests.soundness.handmade import decimal
-
         sides = [list(box.lower), list(box.upper)]
         sides[0][axis], sides[1][axis] = decimal(low[axis] + width * Fraction(a, 4)), decimal(low[axis] + width * Fraction(b, 4))
         found.append(Box(tuple(sides[0]), tuple(sides[1])))
