@@ -159,7 +159,8 @@ class Builder:
 def _batch_norm(b: Builder, s: int, random: np.random.Generator) -> int:
     """Variances that are powers of four and no epsilon, so that the scale is exact."""
     c = b.shapes[s][0]
-    gain, shift, mean, root = random.choice([0.5, 1.0, 2.0, -1.0], c), random.integers(-2, 3, c) / 4, random.integers(-2, 3, c) / 4, 2.0 ** random.integers(-1, 2, c)
+    shift, mean = (random.integers(-2, 3, c) / 4 for _ in range(2))
+    gain, root = random.choice([0.5, 1.0, 2.0, -1.0], c), 2.0 ** random.integers(-1, 2, c)
     wide = lambda a: a.reshape(-1, *(1,) * (len(b.shapes[s]) - 1))  # noqa: E731
     values = (np.asarray(a, np.float32) for a in (gain, shift, mean, root**2))
     return b.affine(s, lambda v: v * wide(gain / root), with_constants("BatchNormalization", *values, epsilon=0.0), wide(shift - mean * gain / root))
@@ -203,10 +204,11 @@ VECTOR: dict[str, Callable[[Builder, int, np.random.Generator], int]] = {
     "Div": lambda b, s, random: b.affine(s, lambda v: v / 4, with_constants("Div", np.array(4, np.float32))),
     "Add": lambda b, s, random: b.affine(s, lambda v: v, with_constants("Add", np.array([0.25], np.float32)), 0.25),
     "Sub": lambda b, s, random: b.affine(s, lambda v: v, with_constants("Sub", np.array([0.5], np.float32)), -0.5),
-    "Slice": lambda b, s, random: b.affine(s, lambda v: v[::-1], with_constants("Slice", np.array([-1]), np.array([-1000]), np.array([1]), np.array([-1]))),
+    "Slice": _moved(lambda v: v[::-1], "Slice", np.array([-1]), np.array([-1000]), np.array([1]), np.array([-1])),
     "Gather": lambda b, s, random: b.affine(s, lambda v: v[[0, -1, 0]], with_constants("Gather", np.array([0, -1, 0]), axis=1)),
     "Pad": lambda b, s, random: b.affine(
-        s, lambda v: np.pad(v, (1, 0)), with_constants("Pad", np.array([0, 1, 0, 0]), np.array(0.5, np.float32)), np.eye(1, b.shapes[s][0] + 1)[0] / 2),
+        s, lambda v: np.pad(v, (1, 0)), with_constants("Pad", np.array([0, 1, 0, 0]), np.array(0.5, np.float32)),
+        np.eye(1, b.shapes[s][0] + 1)[0] / 2),
     "Tile": _moved(lambda v: np.tile(v, 2), "Tile", np.array([1, 2])),
     "Expand": lambda b, s, random: b.affine(
         s, lambda v: v, lambda name, sources, constants: with_constants("Expand", np.array([1, b.shapes[s][0]]))(name, sources, constants)),
@@ -242,6 +244,7 @@ def write_model(net: Net, shape: Shape, kind: int = TensorProto.FLOAT) -> bytes:
         if step.form["write"] is not None:
             nodes += step.form["write"](f"v{number}", ["x" if s == 0 else f"v{s}" for s in step.form["of"]], constants)
     out = net.steps[-1].form["out"]
-    ends = [helper.make_tensor_value_info(name, kind, size) for name, size in (("x", (1, *shape)), (f"v{len(net.steps)}", net.steps[-1].form.get("whole", (1, *out))))]
+    whole = net.steps[-1].form.get("whole", (1, *out))
+    ends = [helper.make_tensor_value_info(name, kind, size) for name, size in (("x", (1, *shape)), (f"v{len(net.steps)}", whole))]
     graph = helper.make_graph(nodes, "battery", ends[:1], ends[1:], [numpy_helper.from_array(v, k) for k, v in constants.items()])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8).SerializeToString()

@@ -122,7 +122,8 @@ def _place(random: np.random.Generator, net: Net, made: Drawn, box: Box, distanc
         return _Placed((*within, Row(tuple(row), Fraction(float(values.max())))), True, True, tuple(samples[0][0]))
     number = {
         "clear": lambda: Fraction(f"{float(least) - share if safe else float(least) + share:.6g}"),
-        "one float": lambda: Fraction(just_below(least) if safe else just_above(least)), "zero": lambda: least if dyadic(least) else Fraction(just_above(least)),
+        "one float": lambda: Fraction(just_below(least) if safe else just_above(least)),
+        "zero": lambda: least if dyadic(least) else Fraction(just_above(least)),
     }[distance]()
     last = Row(tuple(row), number, strict and (distance != "clear" or random.random() < 0.5))
     is_safe = number < least or (number == least and last.strict)
