@@ -284,7 +284,7 @@ def open_domains(problem: ReducedProblem, seed: int, count: int = 4) -> DomainBa
     cuts = (None, None) if drawn.domains.lower is None else (drawn.domains.lower[0], drawn.domains.upper[0])
     return DomainBatch(
         row, torch.full((count,), -torch.inf, dtype=DOUBLE), torch.zeros(count, dtype=torch.int16), drawn.domains.split[0],
-        pack_alpha(drawn.multipliers.alpha[0]), pack_beta(drawn.multipliers.beta[0]), *cuts,
+        pack_alpha(drawn.multipliers.alpha[0]), pack_beta(drawn.multipliers.beta[0]), torch.arange(count), *cuts,
     )
 
 

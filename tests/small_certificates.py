@@ -10,7 +10,7 @@ import numpy as np
 
 from verifier.bab.driver import Search
 from verifier.bab.input_split import InputSearch
-from verifier.certificate.arithmetic import FLOAT64
+from verifier.certificate.arithmetic import ROUNDED, RUNTIMES
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.emit import Table, case_record, proof_records
 from verifier.certificate.property import property_digest
@@ -52,12 +52,12 @@ def from_bytes(data: bytes) -> list[Record]:
 def case_records(graph: Graph, asked: Asked, problem: ReducedProblem, by: Search | InputSearch) -> list[Record]:
     """The records of the proof of one case, CASE first; `problem` is the reduced one before branch and bound."""
     table = Table.of(graph, problem.neuron)
-    return [case_record(asked, table, int(np.prod(graph.output_shape))), *proof_records(table, by)]
+    return [case_record(asked, table, int(np.prod(graph.output_shape)), graph.input_type), *proof_records(table, by)]
 
 
 def check_case(graph: Graph, records: Iterable[Record], claim: str = "real") -> list[Failure]:
     """What the records of one case, CASE first, leave unproved; `graph` is what `graph.onnx_load.load_onnx` gives."""
     records = iter(records)
-    case = Case(graph, next(records), claim, FLOAT64, 0)
+    case = Case(graph, next(records), RUNTIMES[claim], ROUNDED, 0)
     assert case.run(records, lambda: None) is None, "other records follow"
     return case.failures()

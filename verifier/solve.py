@@ -6,19 +6,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from verifier.acceptance import Acceptance, accept
-from verifier.attack.confirm import Replay, confirm, replay_graph, replay_onnx
+from verifier.attack.confirm import REFUSALS, LateReplay, Replay, input_dtype, judge
 from verifier.attack.pgd import pgd
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance
 from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_of, solve_problem
-from verifier.bab.log import Log
 from verifier.certificate.emit import Table, case_record
 from verifier.certificate.gate import REAL, CaseGate, Gate, network_of
 from verifier.config import AttackConfig, CertificateConfig, Config
@@ -111,7 +111,7 @@ class _Job:
     failure: tuple[Reason, str] | None = None
     found: Counterexample | None = None
     found_by: str = ""
-    refused: int = 0
+    refused: set[Reason] = field(default_factory=set)
     seconds: float = 0.0
     unstable: int | None = None
     root: float | None = None
@@ -127,11 +127,11 @@ class _Job:
     def offer(self, polytope: int, points: np.ndarray, by: str) -> bool:
         """Whether a point of `(K, n_in)` passes the gate."""
         for x in points:
-            found = confirm(x, self.case, self.case.polytopes[polytope], self.replay)
-            if found is not None:
+            found = judge(x, self.case, self.case.polytopes[polytope], self.replay)
+            if isinstance(found, Counterexample):
                 self.found, self.found_by = found, by
                 return True
-        self.refused += len(points)
+            self.refused.add(found)
         return False
 
 
@@ -150,15 +150,14 @@ class _Run:
         self.graph = graph.to(self.device, torch.float32)
         self.small = sum(int(np.prod(node.shape)) for node in graph.nodes) <= SMALL_NETWORK
         self.tiny = self.small and all(_free_inputs(case) <= FEW_INPUTS for spec in specs for case in spec.cases)
-        self._replay: Replay | None = None
         self.jobs = [_Job(k, case, self.replay) for k, spec in enumerate(specs) for case in spec.cases]
         self.many = len(specs) > 1  # an attack of many at once is cheaper than their roots
         self.interrupted = False
 
-    def replay(self, x: np.ndarray) -> np.ndarray:
-        if self._replay is None:
-            self._replay = replay_onnx(self.source.source) if self.source.source else replay_graph(self.source)
-        return self._replay(x)
+    @cached_property
+    def replay(self) -> Replay:
+        """One for all jobs; it opens the file when it is first asked."""
+        return LateReplay(self.source)
 
     def verdicts(self) -> list[Verdict]:
         try:
@@ -196,8 +195,8 @@ class _Run:
             deadline = Deadline.after(self._left_s(job))
             double = self.small and _free_inputs(job.case) <= FEW_INPUTS
             graph = self.source.to(self.device, torch.float64) if double else self.graph
-            search = Search(self.jobs.index(job), build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s)))
-            job.problem, search.log = search.problem, Log(search.problem)
+            job.problem = build(graph, job.case, BuildConfig(self.config.memory_bytes, deadline.at_s))
+            search = Search(self.jobs.index(job), job.problem)
             job.unstable = search.problem.unstable
             open_root(search, deadline)
             job.search, job.outcome = search, outcome_of(search, "alpha-CROWN")
@@ -214,7 +213,7 @@ class _Run:
             climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
             gate, table = self.gates[job.spec], Table.of(self.graph, job.problem.neuron)
             number = self._number(job)
-            checker = CaseGate(gate, number, case_record(job.case, table, self.specs[job.spec].n_out), climb.deadline)
+            checker = CaseGate(gate, number, case_record(job.case, table, self.specs[job.spec].n_out, gate.network.input_type), climb.deadline)
             job.acceptance = accept(job.outcome, checker, table, self.claims, climb, begin_s)
             job.outcome, job.problem = job.acceptance.outcome, None
             if job.acceptance.arithmetic:
@@ -265,7 +264,9 @@ class _Run:
         share_s = 0.1 * self.config.timeout_s * len(jobs)
         deadline = Deadline.after(min(limit_s, share_s, min(self._left_s(job) for job in jobs)))
         with _timed(jobs), torch.enable_grad():
-            for candidate in pgd(self.graph, [job.case for job in jobs], config, self.config.seed, deadline, self.device):
+            dtype = getattr(torch, input_dtype(self.replay).name)
+            graph = self.source if dtype == torch.float64 else self.graph
+            for candidate in pgd(graph, [job.case for job in jobs], config, self.config.seed, deadline, self.device, dtype):
                 job = jobs[candidate.case]
                 if job.found is None:
                     job.offer(candidate.polytope, candidate.x[None], "PGD")
@@ -300,7 +301,7 @@ class _Run:
     def _answer(self, k: int, spec: Spec, jobs: list[_Job], outcomes: list[Outcome]) -> Verdict:
         found = next((job for job in jobs if job.found is not None), None)
         if found is not None:
-            sentence = f"Counterexample found by {found.found_by}, replayed with margin {found.found.margin:.3g}."
+            sentence = f"Counterexample found by {found.found_by}, replayed with margin {found.found.margin:.3g}.{found.found.remark()}"
             return Verdict(Status.FALSIFIED, Reason.REPLAYED, sentence, engine=found.found_by, counterexample=found.found)
         if all(job.accepted for job in jobs):
             if not jobs:
@@ -335,8 +336,9 @@ class _Run:
             return Reason.MEMORY, f"The open domains fill their {self.config.bab.frontier_bytes / 2**30:.1f} GiB: raise bab.frontier_bytes."
         if any(job.open and self._shut(job) for job in jobs):
             return Reason.TIMEOUT, f"The time of {self.config.timeout_s:g} s is over."
-        if any(job.refused for job in jobs):
-            return Reason.UNCONFIRMED, "A point violates the property in exact arithmetic, but onnxruntime's rounded outputs there do not."
+        for reason, sentence in REFUSALS.items():
+            if any(reason in job.refused for job in jobs):
+                return reason, sentence
         return Reason.INCOMPLETE, "Splitting came to its end: what is open is thinner than the arithmetic resolves."
 
 
@@ -414,7 +416,7 @@ def claims_of(network: Graph, wanted: str) -> tuple[str, ...]:
     """
     own = network.arithmetic
     if wanted not in ("auto", REAL, own):
-        said = f"computes in {own}" if own else "mixes floating types"
+        said = f"computes in {own}" if own else network.mixed or "has no arithmetic of its own"
         raise VerifierError(f"The network {network.source or 'given'} {said}, so nothing is said of {wanted} here: use --arithmetic auto or real.")
     return (wanted,) if wanted != "auto" else (own, REAL) if own else (REAL,)
 

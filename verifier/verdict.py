@@ -25,6 +25,8 @@ class Reason(Enum):
     INTERRUPTED = "interrupted"
     MEMORY = "out of memory"
     UNCONFIRMED = "unconfirmed counterexample"
+    TOUCHES = "only touches"
+    NO_NUMBER = "no number of the input type"
     INCOMPLETE = "incomplete method exhausted"
     NUMERICS = "numerical trouble"
     REFUSED = "proof refused"
@@ -32,14 +34,23 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Counterexample:
-    """x in the exact input region with onnxruntime's y in an unsafe polytope. Made only by `attack/confirm.py`.
+    """x in the input region with onnxruntime's y, unsafe as the property is written. Made only by `attack/confirm.py`.
 
-    `x: (n_in,)` float32, `y: (n_out,)` float32, `margin` = min over rows of offset - (output @ y + input @ x), >= 0.
+    `x: (n_in,)` of the network's input type, `y: (n_out,)` of its output type, `margin` = min over rows of offset - (output @ y + input @ x), >= 0.
+    `rounded`: how many inputs are fixed to what is no number of the input type, and stand at the nearest one.
     """
 
     x: np.ndarray
     y: np.ndarray
     margin: float
+    rounded: int = 0
+
+    def remark(self) -> str:
+        """A sentence that follows another, empty where the witness lies in the region to the letter."""
+        if not self.rounded:
+            return ""
+        inputs = "1 fixed input stands" if self.rounded == 1 else f"{self.rounded} fixed inputs stand"
+        return f" Of it, {inputs} at the nearest {self.x.dtype}, as a runtime receives it."
 
 
 class NeuronSplit(NamedTuple):

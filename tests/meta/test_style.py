@@ -13,7 +13,7 @@ Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 # Borders to onnx and onnxruntime, whose errors have no common base but Exception: only there a handler of everything may stand.
-BORDERS = {"verifier/graph/onnx_file.py", "verifier/graph/onnx_run.py"}
+BORDERS = {"verifier/graph/onnx_constants.py", "verifier/graph/onnx_file.py", "verifier/graph/onnx_run.py"}
 
 
 def complaints(text: str, is_test: bool, is_border: bool = False) -> list[str]:

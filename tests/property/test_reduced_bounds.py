@@ -13,7 +13,6 @@ from scipy.optimize import linprog
 from tests import reductions as r
 from tests.tolerances import EXACT, SOLVER
 from verifier.bab import cut as cutting
-from verifier.bab.input_split import _remainder
 from verifier.reduced import planes, products
 from verifier.reduced.bound import Effort, Multipliers, Rows, _Ascent, optimise
 from verifier.reduced.boxes import box_bounds
@@ -272,34 +271,6 @@ def test_the_best_combination_is_below_the_largest_of_the_lp(drawn: tuple[int, i
         around = [*((-v, v) for v in radius[k].tolist()), (None, None)]
         found = linprog(cost, less, -middle[k].numpy(), bounds=around, method="highs")
         assert float(best[k]) <= found.fun + SOLVER * (1 + abs(found.fun))
-
-
-@given(forms)
-@fewer
-def test_what_is_left_of_a_box_keeps_the_polytope(drawn: tuple[int, int, int]) -> None:
-    """Off-centre boxes in float32: no float64 point of the polytope is lost, and nothing grows."""
-    seed, rows, inputs = drawn
-    middle, a, radius = (t.float() for t in draw_forms(seed, rows, inputs))
-    center = torch.randn(radius.shape, generator=torch.Generator().manual_seed(seed)) * 0.3
-    lower, upper = center - radius, center + radius
-    middle_point, half = (lower + upper) / 2, (upper - lower) / 2
-    found = cutting.cut(middle - 1e-6, a, half)
-    left, right = _remainder(lower, upper, found.low, found.high)
-    assert (left >= lower).all() and (right <= upper).all()
-    share = (r.scaled_points(400, inputs, seed).unsqueeze(1) + 1) / 2
-    x = lower.double() + share * (upper.double() - lower.double())
-    member = (middle.double() + torch.einsum("mnd,nrd->mnr", x - middle_point.double(), a.double()) <= 0).all(-1)
-    assert ((x >= left.double()) & (x <= right.double())).all(-1)[member].all()
-
-
-def test_a_box_that_nothing_is_cut_off_stays_as_it_is() -> None:
-    """(l + u)/2 - (u - l)/2 is not always l in floating point: ends that are not cut must not move."""
-    random = torch.Generator().manual_seed(0)
-    ends = (2 * torch.rand(2, 1000, 3, generator=random) - 1).sort(0).values
-    lower, upper = ends[0], ends[1]
-    radius = (upper - lower) / 2
-    left, right = _remainder(lower, upper, -radius, radius)
-    assert torch.equal(left, lower) and torch.equal(right, upper)
 
 
 @given(seeds, st.sampled_from(["square", "sigmoid", "tanh"]), st.sampled_from([torch.float64, torch.float32]))

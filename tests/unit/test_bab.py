@@ -16,6 +16,7 @@ from verifier.bab.budget import Deadline, Progress
 from verifier.bab.domains import pack_alpha, pack_beta, unpack_alpha
 from verifier.bab.driver import LeafAnswer, Oracle, Search, advance, start
 from verifier.bab.input_split import InputSplitConfig, advance_boxes, input_search
+from verifier.bab.log import Log
 from verifier.bab.neurons import split_block, split_neurons
 from verifier.bab.work import load, unload
 from verifier.config import BabConfig
@@ -95,7 +96,7 @@ def by_input_splits(problem: ReducedProblem, oracle: Oracle) -> input_split.Inpu
 
 
 def by_neuron_splits(problem: ReducedProblem, oracle: Oracle) -> Search:
-    return by_relu_splits(split_neurons(problem, SMALL, 0.05, LONG), oracle)
+    return by_relu_splits(split_neurons(problem, SMALL, 0.05, LONG, Log(problem)), oracle)
 
 
 def assert_true(mlp: Mlp, case: Case, safe: bool, solve) -> None:
@@ -211,11 +212,11 @@ def test_bounds_of_neurons_by_splitting_hold_and_help(seed: int) -> None:
     mlp = random_mlp(seed, (3, 6, 5, 2))
     problem = mlp.problem(near_truth(mlp, seed, 0.02))
     k = next(k for k, block in enumerate(problem.blocks) if block.start and block.size)
-    better, block = split_block(problem, k, SMALL, Deadline.after(10)), problem.blocks[k]
+    better, block = split_block(problem, k, SMALL, Deadline.after(10), Log(problem)), problem.blocks[k]
     at = slice(block.start, block.end)
     r.check_block_bounds(problem, k, (better.lower[at], better.upper[at]))
     assert (better.lower >= problem.lower).all() and (better.upper <= problem.upper).all()
-    none = split_block(problem, k, SMALL, Deadline.after(-1))
+    none = split_block(problem, k, SMALL, Deadline.after(-1), Log(problem))
     assert (none.lower[at] >= problem.lower[at]).all()
     r.check_block_bounds(problem, k, (none.lower[at], none.upper[at]))
 
@@ -390,7 +391,7 @@ def test_too_many_open_domains_stop_the_search_and_prove_nothing() -> None:
     search = Search(0, open_problem())
     start(search, Effort(0))
     advance([search], replace(SMALL, frontier_bytes=2**20), Oracle(refuse, undecided), Deadline.after(30))
-    assert search.full and search.decided and not search.proved and search.frontier.nbytes() > 2**20
+    assert search.full and search.decided and not search.proved and search.frontier.nbytes() + search.log.nbytes() > 2**20
 
 
 def test_thin_boxes_are_never_proved() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -107,22 +108,24 @@ def test_many_boxes_and_many_rows_are_quick(tmp_path: Path) -> None:
     assert time.process_time() - begin < 3
 
 
-def without_negation(formula, negated, names, true=reader._alternatives) -> list:
-    return true(formula[1] if formula[0] == "not" else formula, negated, names)
+def without_negation(self, formula, negated, true=reader._Reader.union) -> list:
+    return true(self, formula[1] if formula[0] == "not" else formula, negated)
 
 
 SABOTAGE = {
-    "an offset is forgotten": ("_meets", lambda part, common: part.clear() is None, (*UNIT, "(or (>= X_0 0.5) (<= Y_0 0))")),
-    "negation is forgotten": ("_alternatives", without_negation, (*UNIT, "(not (<= Y_0 0.5))")),
-    "only the first alternative": ("_product", lambda several: [union[0] for union in several], (*UNIT, "(or (<= Y_0 0) (<= Y_1 0))")),
-}
+    "an offset is forgotten": (reader, "_meets", lambda part, common: part.clear() is None, (*UNIT, "(or (>= X_0 0.5) (<= Y_0 0))")),
+    "negation is forgotten": (reader._Reader, "union", without_negation, (*UNIT, "(not (<= Y_0 0.5))")),
+    "only the first alternative": (
+        reader._Reader, "product", lambda self, unions: [union[0] for union in unions], (*UNIT, "(or (<= Y_0 0) (<= Y_1 0))")
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_sabotage_of_the_reader_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    what, broken, assertions = SABOTAGE[name]
+    where, what, broken, assertions = SABOTAGE[name]
     whole = read(tmp_path, *assertions)
-    monkeypatch.setattr(reader, what, broken)
+    monkeypatch.setattr(where, what, broken)
     again = read(tmp_path, *assertions)
     assert (again.common, again.disjuncts) != (whole.common, whole.disjuncts)
 
@@ -145,38 +148,38 @@ def test_sabotage_of_the_reader_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
         ("(assert (<= (+ Y_0 (* -2.2e-308 X_0)) 1))", 3, "below 2^-1022"),
         ("(assert (<= (* 1e999 Y_0) 1))", 3, "too large"),
         ("(assert (<= X_0 " + "1" * 5000 + "))", 3, "no term"),
-        ("(assert (<= (* X_0 Y_0) 1))", 3, "no term"),
-        ("(assert (<= (/ 1 Y_0) 1))", 3, "no term"),
-        ("(assert (<= (/ Y_0 2) 1))", 3, "no term"),
+        ("(assert (<= (* X_0 Y_0) 1))", 3, "no product"),
+        ("(assert (<= (/ 1 Y_0) 1))", 3, "no product"),
+        ("(assert (<= (/ Y_0 0) 1))", 3, "quotient"),
+        ("(assert (<= (/ Y_0) 1))", 3, "no term"),
+        ("(assert (<= (*" + " 1e9999" * 10 + " Y_0) 1))", 3, "100,000 bits"),
+        ("(assert (<= (+" + "".join(f" (/ 1 1{k:0400d}7)" for k in range(99)) + " Y_0) 1))", 3, "100,000 bits"),
         ("(assert (<= (exp Y_0) 1))", 3, "no term"),
         ("(assert (<= () 1))", 3, "no term"),
         ("(assert (<= (+) 1))", 3, "no term"),
         ("(assert (<= X_0))", 3, "no formula"),
         ("(assert (and))", 3, "no formula"),
-        ("(assert (<= 0 X_0 1))", 3, "no formula"),
-        ("(assert (=> (<= X_0 0) (<= Y_0 1)))", 3, "no formula"),
-        ("(assert true)", 3, "no formula"),
-        ("(declare-fun X_2 () Real)", 3, "X_1 or Y_1 is due"),
+        ("(assert (=> (<= X_0 0)))", 3, "no formula"),
+        ("(assert (not true false))", 3, "no formula"),
+        ("(assert (assert (<= X_0 1)))", 3, "inside another"),
         ("(declare-fun X_1 (Real) Real)", 3, "is due"),
         ("(check-sat)\n(assert (<= Y_0 -9))", 4, "behind check-sat"),
         ("(exit)\n(assert (<= Y_0 -9))", 4, "behind check-sat"),
         ("(push 1)", 3, "is due"),
         ('(set-info :source "a)\n(assert (<= Y_0 -9))', 3, "quotation is never closed"),
         ("(set-info :source |a)\n(assert (<= Y_0 -9))", 3, "quotation is never closed"),
-        ("(declare-const |X_1| Real)", 3, "is due"),
         ("(assert (let ((a 1)) (<= X_0 a)))", 3, "no formula"),
         ("(assert Y_0)", 3, "no formula"),
         ("(assert)", 3, "is due"),
         ("()", 3, "is due"),
-        ("(declare-const X_0 Real)", 3, "X_1 or Y_1 is due"),
-        ("(declare-const X_01 Real)", 3, "X_1 or Y_1 is due"),
-        ("(declare-const X_2 Real)", 3, "X_1 or Y_1 is due"),
-        ("(declare-const Z_0 Real)", 3, "X_1 or Y_1 is due"),
+        ("(declare-const X_0 Real)", 3, "declared twice"),
+        ("(declare-const X_01 Real)", 3, "X_i or Y_j is due"),
+        ("(declare-const Z_0 Real)", 3, "X_i or Y_j is due"),
         ("(declare-const X_1 Bool)", 3, "is due"),
         ("(declare-network N)", 3, "is due"),
         ("(" * 5000, 3, "too deep"),
         (f"(assert {'(not ' * 300}(<= X_0 1){')' * 300})", 3, "too deep"),
-        ("\n".join([f"(assert (or {' '.join(f'(<= Y_0 {i})' for i in range(300))}))"] * 3), 5, "multiplied out"),
+        ("\n".join([f"(assert (or {' '.join(f'(<= (+ Y_0 (* {i + 2 + k} X_0)) {i})' for i in range(300))}))" for k in (0, 300, 600)]), 5, "multiplied out"),
     ],
 )
 def test_what_is_not_read_is_one_sentence(tmp_path: Path, text: str, line: int, said: str) -> None:
@@ -193,14 +196,15 @@ def test_commands_and_quotations_say_nothing(tmp_path: Path) -> None:
     path = tmp_path / "p.vnnlib"
     quoted = '(set-info :source "a) (assert (<= Y_0 -9)) (b ; ")(set-info :notes |" ) ;|)'
     path.write_text(f"(set-logic QF_LRA)\n{quoted}\n(declare-fun X_0 () Real)(declare-const Y_0 Real)\n(assert (<= Y_0 1))(check-sat)(exit)\n")
-    assert read_property(path, 1, 1) == Property(str(path), 1, 1, {(("Y_0", 1.0),): 1.0}, [{}])
+    assert read_property(path, 1, 1) == Property(str(path), 1, 1, {(("Y_0", 1.0),): (1.0, 1)}, [{}])
 
 
 def test_numbers_up_to_the_limits_are_read(tmp_path: Path) -> None:
     wide = ("(<= X_0 1.2e30)", "(>= (* 1e-999 X_0) 0)", "(<= (+ (* 2.3e-308 Y_0) (* 1.2e30 Y_1)) -1.2e30)", "(<= Y_0 1e-320)")
     prop = read(tmp_path, *UNIT[2:], *wide)
-    assert prop.common[(("X_0", 1.0),)] == 12 * 10**29 and prop.common[(("X_0", -1.0),)] == 0
-    assert prop.common[(("Y_0", 2.3e-308), ("Y_1", 1.2e30))] == -1.2e30 and prop.common[(("Y_0", 1.0),)] == 1e-320
+    numbers = {form: Fraction(exact) for form, (_, exact) in prop.common.items()}
+    assert numbers[(("X_0", 1.0),)] == 12 * 10**29 and numbers[(("X_0", -1.0),)] == 0
+    assert numbers[(("Y_0", 2.3e-308), ("Y_1", 1.2e30))] == -1.2e30 and numbers[(("Y_0", 1.0),)] == 1e-320
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"\x1f\x8b\x08", gzip.compress(b"x")[:-3], b"\x1f\x8b" + b"\x00" * 30])
@@ -223,3 +227,63 @@ def test_the_digest_is_of_the_unpacked_bytes(tmp_path: Path) -> None:
     plain.write_bytes(b"; text\n")
     packed.write_bytes(gzip.compress(b"; text\n"))
     assert property_digest(plain) == property_digest(packed) == hashlib.sha256(b"; text\n").hexdigest()
+
+
+def test_a_gap_between_the_variables_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.vnnlib").write_text("(declare-const X_1 Real)(declare-const Y_0 Real)(assert (<= X_1 0))")
+    with pytest.raises(SpecError, match="without a gap"):
+        read_property(tmp_path / "p.vnnlib")
+
+
+FIXED = {"0.1": 0.1, "16777217": 16777217.0, "0.30000001192092895": 0.30000001192092895, "1e-50": 1e-50, "0": 0.0, "0.5": 0.5}
+
+
+@pytest.mark.parametrize("text", FIXED)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_fixed_input_covers_what_a_runtime_receives(tmp_path: Path, text: str, dtype: type) -> None:
+    """The hull of the real value and of its nearest number of the input type, and not an ulp of that type less."""
+    prop = read(tmp_path, f"(= X_0 {text})", *UNIT[2:], "(<= Y_0 0.5)")
+    with np.errstate(over="ignore"):
+        exact, number = Fraction(text), float(np.float64(FIXED[text]).astype(dtype))
+    if np.isinf(number):
+        assert "no case's box" in str(covered(prop, [case(polytope(Y0), lower=(0, 0), upper=(1e9, 1))], dtype))
+        return
+    low, high = min(number, np.nextafter(FIXED[text], -1)), max(number, np.nextafter(FIXED[text], 1e9))
+    assert covered(prop, [case(polytope(Y0), lower=(low, 0), upper=(high, 1))], dtype) is None
+    if Fraction(number) < exact:
+        assert covered(prop, [case(polytope(Y0), lower=(np.nextafter(number, 1e9), 0), upper=(high, 1))], dtype) is not None
+    if Fraction(number) > exact:
+        assert covered(prop, [case(polytope(Y0), lower=(low, 0), upper=(np.nextafter(number, -1), 1))], dtype) is not None
+
+
+def test_a_wider_interval_is_not_widened(tmp_path: Path) -> None:
+    prop = read(tmp_path, "(>= X_0 0.1)", "(<= X_0 0.1000000001)", *UNIT[2:], "(<= Y_0 0.5)")
+    assert covered(prop, [case(polytope(Y0), lower=(np.nextafter(0.1, 0), 0), upper=(np.nextafter(0.1000000001, 1), 1))]) is None
+
+
+def test_gzip_bombs_are_refused(tmp_path: Path) -> None:
+    """A hundred megabytes from a hundred kilobytes; the cap is on what is unpacked, so that no more is ever in memory."""
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(b" " * 2**26))
+    with pytest.raises(SpecError, match="bytes of text"):
+        read_property(path)
+
+
+BOMBS = {
+    "the same or again and again": [*UNIT, *["(or (<= Y_0 -1.0) (<= Y_1 -1.0))"] * 40],
+    "bounds that nest": [*UNIT, *(f"(or (<= X_0 {0.5 + k / 1e6}) (<= X_1 {0.5 - k / 1e6}))" for k in range(19)), "(<= Y_0 -1)"],
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_repetitions_do_not_multiply(tmp_path: Path, name: str) -> None:
+    begin = time.process_time()
+    assert len(read(tmp_path, *BOMBS[name]).disjuncts) < 500
+    assert time.process_time() - begin < 3
+
+
+def test_what_multiplies_is_refused_in_time(tmp_path: Path) -> None:
+    begin = time.process_time()
+    with pytest.raises(SpecError, match="multiplied out"):
+        read(tmp_path, *UNIT, *(f"(or (<= Y_0 {k}) (>= Y_1 {k + 1}) (<= (+ Y_0 (* {k + 2} Y_1)) 1))" for k in range(60)))
+    assert time.process_time() - begin < 5

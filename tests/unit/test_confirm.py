@@ -10,7 +10,7 @@ import pytest
 
 from tests.formulas import unsafe
 from tests.small_models import absolute_value
-from verifier.attack.confirm import confirm, float32_box, replay_graph, replay_onnx, witness_text
+from verifier.attack.confirm import confirm, numbers_box, replay_graph, replay_onnx, witness_text
 from verifier.errors import ShapeError
 from verifier.spec.spec import Ball, Case, Polytope, Spec
 from verifier.verdict import Counterexample
@@ -35,10 +35,10 @@ EDGES = [0.1, 0.3, 1 / 3, -0.1, -1e-9, 1e-40, -1e-46, 7.0, 16777217.0, -3.3e38, 
 
 
 @pytest.mark.parametrize("edge", EDGES)
-def test_the_float32_box_is_the_largest_inside(edge: float) -> None:
+def test_the_numbers_box_is_the_largest_inside(edge: float) -> None:
     width = max(abs(edge), 1e-30) * 1e-3
     lower, upper = np.array([edge]), np.array([edge + width])
-    low, high = float32_box(lower, upper)
+    low, high = numbers_box(lower, upper)
     assert low.dtype == high.dtype == np.float32
     assert lower[0] <= float(low[0]) <= float(high[0]) <= upper[0]
     assert float(np.nextafter(low[0], np.float32(-np.inf))) < lower[0] and float(np.nextafter(high[0], np.float32(np.inf))) > upper[0]
@@ -46,7 +46,7 @@ def test_the_float32_box_is_the_largest_inside(edge: float) -> None:
 
 @pytest.mark.parametrize(("lower", "upper"), [(0.1, 0.1), (-0.1, -0.1), (1 + 1e-9, 1 + 2e-9), (1 + 9e-8, 1 + 1e-7), (1e-50, 1e-49)])
 def test_without_a_float32_between_the_nearest_stands(lower: float, upper: float) -> None:
-    low, high = float32_box(np.array([lower]), np.array([upper]))
+    low, high = numbers_box(np.array([lower]), np.array([upper]))
     assert low[0] == high[0]
     around = [np.float32(lower), *(np.nextafter(np.float32(lower), np.float32(s * np.inf)) for s in (-1, 1))]
     assert float(low[0]) == min((float(v) for v in around), key=lambda v: max(lower - v, v - upper))

@@ -13,12 +13,13 @@ from tests import reductions as r
 from tests.mlp import near_truth, random_mlp
 from tests.small_certificates import case_records, check_case
 from verifier.bab.budget import Deadline
-from verifier.bab.driver import Oracle, Search, advance, start
+from verifier.bab.domains import DomainBatch
+from verifier.bab.driver import Oracle, Search, advance, log_split, start
 from verifier.bab.input_split import InputSearch, InputSplitConfig, advance_boxes, input_search
 from verifier.bab.ladder import Climb, Outcome, go_on, outcome_of, outcome_of_boxes
-from verifier.bab.log import BoxLog, Lemma, Log, Tree, walk
+from verifier.bab.log import Lemma, Log, Tree, walk
 from verifier.bab.neurons import split_neurons, tightened_lemma
-from verifier.bab.work import as_packed
+from verifier.bab.work import as_packed, children, load, unload
 from verifier.certificate.case import Failure
 from verifier.certificate.emit import reopen
 from verifier.certificate.schema import Record
@@ -26,9 +27,9 @@ from verifier.config import BabConfig
 from verifier.exact.highs import leaf_answer
 from verifier.graph.execute import execute
 from verifier.graph.ir import Graph
-from verifier.reduced.bound import Effort
+from verifier.reduced.bound import Effort, Multipliers
 from verifier.reduced.build import build
-from verifier.reduced.problem import ReducedProblem
+from verifier.reduced.problem import RELU, ReducedProblem, stack
 from verifier.reduced.tighten import tighten
 from verifier.solve import _program
 from verifier.spec.spec import Case, Polytope
@@ -70,7 +71,7 @@ def by_tightening(problem: ReducedProblem) -> Outcome:
 
 
 def by_input_splits(problem: ReducedProblem) -> Outcome:
-    search = input_search(0, problem, BoxLog())
+    search = input_search(0, problem)
     advance_boxes(search, InputSplitConfig(batch=32, shrink_above=6), ORACLE, Deadline.after(10))
     return outcome_of_boxes(search)
 
@@ -277,16 +278,39 @@ def test_lemmas_prove_what_the_prover_uses() -> None:
     assert seen
 
 
-def test_without_a_log_nothing_is_named() -> None:
-    graph, case = split_mlp(1)
-    problem = build(graph.to("cpu", torch.float64), case)
-    search = Search(0, problem)
-    start(search, Effort(2))
-    assert search.frontier.open.id is None
-    boxes = input_search(0, problem)
-    assert boxes.parts[0].id is None and isinstance(boxes, InputSearch)
-    advance([search], SMALL, ORACLE, Deadline.after(10))
-    assert search.proved and outcome_of(search, "").by is None
+@pytest.mark.parametrize("kinds", [(RELU, RELU), (RELU, "tanh", "square")], ids=" ".join)
+def test_a_log_tells_domains_as_they_were_closed(kinds: tuple[str, ...]) -> None:
+    """Closed domains come back from what is kept of them and from the tree, neurons that are split repeatedly and cut ends included."""
+    problem = r.random_problem(3, kinds, largest=6)
+    search, seen = Search(0, replace(problem, b_o=problem.b_o - 1e3)), {}
+    close = search.log.close
+
+    def watched(batch: DomainBatch) -> None:
+        seen.update({int(batch.id[k]): batch.take(torch.tensor([k])) for k in range(len(batch))})
+        close(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "close", lambda log, batch: watched(batch))
+        start(search, Effort(2))
+        shared, first = stack([problem]), problem.blocks[-1].start
+        for _ in range(6):
+            work = load(shared, [search.frontier.pop_worst(5)])
+            unsplit = (work.domains.split[0] == 0).to(torch.uint8).argmax(1).unsqueeze(0)
+            neuron = unsplit if problem.is_relu else first + work.depth.long() % 2 * (problem.unstable - 1 - first)
+            kids = children(shared, work, neuron)
+            alpha, beta = (torch.rand_like(kids.multipliers.alpha) for _ in range(2))
+            names = log_split([search], shared, work, neuron, torch.ones_like(neuron, dtype=torch.bool))
+            kids = replace(kids, id=names, multipliers=Multipliers(alpha, beta * (kids.domains.split != 0)))
+            own = unload(shared, kids, 0, torch.arange(kids.row.shape[1]))
+            search.log.close(own)
+            search.frontier.push(own)
+    regions = np.array(sorted(seen, key=lambda k: k * 7 % 13))
+    back = search.log.domains(regions)
+    right = [seen[k] for k in regions.tolist()]
+    assert len(right) > 40 and int(back.depth.max()) >= 3
+    for name in ("row", "lower", "depth", "split", "alpha", "beta", "id", "cut_lower", "cut_upper"):
+        own = getattr(back, name)
+        assert own is None if getattr(right[0], name) is None else torch.equal(own, torch.cat([getattr(one, name) for one in right]))
 
 
 def test_neurons_are_numbered_over_the_activations_of_a_node() -> None:

@@ -21,7 +21,7 @@ def numbered(ids: list[int], cuts: bool = False) -> DomainBatch:
     wide = n.unsqueeze(1).expand(-1, 3)
     ends = (wide.double(), wide.double() + 1) if cuts else ()
     lower = (n * 7919 % 101).double() - 50
-    return DomainBatch(n % 5, lower, (n % 100).to(torch.int16), (wide % 100).to(torch.int8), (wide % 200).to(torch.uint8), wide.half(), *ends)
+    return DomainBatch(n % 5, lower, (n % 100).to(torch.int16), (wide % 100).to(torch.int8), (wide % 200).to(torch.uint8), wide.half(), n, *ends)
 
 
 def numbers(batch: DomainBatch, cuts: bool = False) -> list[int]:
@@ -100,7 +100,7 @@ def domains_of(count: int, neurons: int) -> DomainBatch:
     return DomainBatch(
         torch.zeros(count, dtype=torch.int64), torch.rand(count), torch.zeros(count, dtype=torch.int16),
         torch.zeros(count, neurons, dtype=torch.int8), torch.zeros(count, neurons, dtype=torch.uint8),
-        torch.zeros(count, neurons, dtype=torch.float16),
+        torch.zeros(count, neurons, dtype=torch.float16), torch.zeros(count, dtype=torch.int64),
     )
 
 

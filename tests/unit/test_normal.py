@@ -106,7 +106,7 @@ def test_integers() -> None:
 
 def test_blow_ups_are_refused_quickly() -> None:
     choices = [f"(or (<= Y_0 {k}) (>= Y_0 {k + 1}))" for k in range(40)]
-    with pytest.raises(SpecError, match="more than 1,000,000 disjuncts"):
+    with pytest.raises(SpecError, match="more than 20,000 disjuncts"):
         spec_of(1, 1, *box(1), *choices)
 
 
@@ -134,8 +134,8 @@ def test_sizes_must_be_the_networks(tmp_path, n_in: int, n_out: int, sizes: str)
 
 
 def test_shared_properties_are_read(shared) -> None:
-    """Every public instance has one box and at least one polytope, of its own sizes."""
-    paths = sorted((shared / "vnncomp").glob("*/*.vnnlib.gz"))
+    """Every public instance has a box and at least one polytope; the largest, of a hundred megabytes of text, are read elsewhere."""
+    paths = [path for path in sorted((shared / "vnncomp").glob("*/*.vnnlib.gz")) if path.stat().st_size < 80_000]
     specs = [load_vnnlib(path) for path in paths]
     assert len(specs) > 50
-    assert all(len(s.cases) == 1 and s.cases[0].polytopes and (s.cases[0].lower <= s.cases[0].upper).all() for s in specs)
+    assert all(case.polytopes and (case.lower <= case.upper).all() for s in specs for case in s.cases) and all(s.cases for s in specs)

@@ -12,6 +12,7 @@ from tests import reductions as r
 from tests.cases import CASES, GRAPHS, Builder, boxes
 from tests.cases import Case as Row
 from verifier.bab.budget import Deadline
+from verifier.bab.log import Log
 from verifier.bab.neurons import split_neurons
 from verifier.config import BabConfig
 from verifier.errors import OutOfMemory, UnsupportedError
@@ -78,7 +79,7 @@ def test_every_operation_on_a_problem_keeps_the_function(row: Row) -> None:
     better = tighten(problem, Effort(3), LONG)
     r.check_tightened(problem, better)
     r.check_exact(graph, case, better)
-    split = split_neurons(problem, BabConfig(batch=8, steps=2), 0.02, LONG)
+    split = split_neurons(problem, BabConfig(batch=8, steps=2), 0.02, LONG, Log(problem))
     r.check_tightened(problem, split)
     lower, upper = torch.full((problem.n,), -0.5, dtype=torch.float64), torch.linspace(-0.4, 0.5, problem.n, dtype=torch.float64)
     part = restrict(better, lower, upper)

@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import gzip
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from tests.formulas import box, declared
 from verifier.errors import SpecError
-from verifier.spec.vnnlib1 import MAX_DEPTH, And, Apply, Compare, Not, Or, Variable, parse_vnnlib1, read_vnnlib1
+from verifier.spec.vnnlib1 import MAX_DEPTH, And, Apply, Compare, Not, Number, Or, Variable, parse_vnnlib1, read_vnnlib1
 
 X0, Y0, Y1 = Variable("X", 0), Variable("Y", 0), Variable("Y", 1)
 
@@ -24,12 +23,12 @@ def only_assert(formula: str):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("(<= X_0 0.5)", ("<=", X0, 0.5)),
+        ("(<= X_0 0.5)", ("<=", X0, Number(0.5, "0.5"))),
         ("(>= Y_0 Y_1)", (">=", Y0, Y1)),
-        ("(<= 3 X_0)", ("<=", 3.0, X0)),
-        ("(< X_0 1e-05)", ("<", X0, Fraction("1e-05"))),
-        ("( >=\n X_0\t-.5E+2 )", (">=", X0, -50.0)),
-        ("(= Y_0 +7.)", ("=", Y0, 7.0)),
+        ("(<= 3 X_0)", ("<=", Number(3.0, "3"), X0)),
+        ("(< X_0 1e-05)", ("<", X0, Number(1e-05, "1e-05"))),
+        ("( >=\n X_0\t-.5E+2 )", (">=", X0, Number(-50.0, "-.5E+2"))),
+        ("(= Y_0 +7.)", ("=", Y0, Number(7.0, "+7."))),
     ],
 )
 def test_comparisons(text: str, expected: tuple) -> None:
@@ -42,14 +41,14 @@ def test_nesting_keeps_its_shape() -> None:
     conjunction, implication = formula.parts
     assert isinstance(conjunction, And) and isinstance(conjunction.parts[1], Not)
     assert isinstance(implication, Or) and isinstance(implication.parts[0], Not)
-    assert conjunction.parts[0][:3] == ("<=", X0, 1.0)
+    assert conjunction.parts[0][:3] == ("<=", X0, Number(1.0, "1"))
 
 
 def test_terms_and_chains() -> None:
     formula = only_assert("(<= 0 (+ (* 2 X_0) (- Y_0) (/ Y_1 4)) 1)")
     assert isinstance(formula, And) and all(isinstance(part, Compare) for part in formula.parts)
     total = formula.parts[0].right
-    assert isinstance(total, Apply) and total.op == "+" and total.terms[0].terms == (2.0, X0)
+    assert isinstance(total, Apply) and total.op == "+" and total.terms[0].terms == (Number(2.0, "2"), X0)
 
 
 def test_declarations_in_any_order_and_both_forms() -> None:
@@ -102,3 +101,31 @@ def test_ten_megabytes_take_about_a_second() -> None:
     prop = parse_vnnlib1(text)
     assert time.process_time() - begin < 10
     assert len(text) > 9e6 and len(prop.asserts) == 180_000
+
+
+def test_quotations_are_one_word_and_bars_are_no_part_of_a_name() -> None:
+    text = '(set-info :source "a) (assert (<= Y_0 -9)) (b ; ")(set-info :notes |" ) ;|)\n(declare-const |X_0| Real)(declare-const Y_0 Real)'
+    assert parse_vnnlib1(text + "(assert (<= |X_0| 1))").asserts[0][1:3] == (X0, Number(1.0, "1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("(set-info :a |b)(assert (<= X_0 1))", "never closed"),
+        ('(set-info :a "b)(assert (<= X_0 1))', "never closed"),
+        ("(check-sat)(assert (<= X_0 1))", "behind check-sat"),
+        ("(exit)(assert (or (<= X_0 1)))", "behind check-sat"),
+        ("(assert (<= X_0 " + "1" * 1000 + "))", "too long"),
+        ("(assert (<= X_0 1e-10000))", "too long"),
+    ],
+)
+def test_what_is_not_read_is_said(text: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        parse_vnnlib1("(declare-const X_0 Real)(declare-const Y_0 Real)" + text)
+
+
+def test_gzip_bombs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(b" " * 2**26))
+    with pytest.raises(SpecError, match="bytes of text"):
+        read_vnnlib1(path)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.attack.region import center_of, descent_step, project, region_of, sample
+from verifier.attack.region import center_of, descent_step, project, region_of, sample, working_type
 from verifier.bab.budget import Deadline
 from verifier.config import AttackConfig
 from verifier.graph.execute import execute
@@ -32,12 +32,13 @@ FEW_INPUTS, MAX_SAMPLES, MAX_VIOLATIONS, KEPT = 64, 32_768, 20_000_000, 64
 CHEAP_STEPS, KEPT_STEPS, ODI_STEPS = 15, 60, 4
 FIRST_RATE, KEPT_RATES, LAST_RATE, MOMENTUM = 0.5, (0.1, 0.03), 0.005, 0.7
 LEAK = 0.1
-SOLID = 1e-4  # a margin, relative to a row's size, that survives the rounding of another runtime
+SOLID = 1e-4  # a margin, relative to the size of a row's terms, that survives the rounding of another runtime
+ROUNDING = 2.0**-24  # margins that differ by less, relative to the same, are not told apart
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """x `(n_in,)` float32 in the region of case `case`; the search saw it in polytope `polytope` with this margin (nan: not evaluated)."""
+    """x `(n_in,)` in the region of case `case`, of the type that was searched in; the search saw it in polytope `polytope` with this margin (nan: not evaluated)."""
 
     case: int
     polytope: int
@@ -70,15 +71,16 @@ class _Search:
     """The network, the targets, and what this call has found so far."""
 
     def __init__(self, graph: Graph, cases: Sequence[Case], deadline: Deadline, device: torch.device | str, dtype: torch.dtype) -> None:
-        self.graph = graph.to(device, dtype)
+        self.graph = graph.to(device, working_type(dtype))
         self.leaky = _leaky_twin(self.graph)
         self.region = region_of(cases, device, dtype)
-        self.targets = _targets_of(cases, device, dtype)
+        self.targets = _targets_of(cases, device, working_type(dtype))
         self.deadline = deadline
         elements = sum(int(np.prod(node.shape)) for node in graph.nodes)
         budget = ELEMENTS_CPU if torch.device(device).type == "cpu" else ELEMENTS_GPU
         self.points_a_pass = max(1, min(MAX_POINTS_A_PASS, budget // max(elements, 1)))
         self.best = np.full(len(self.targets.case), -np.inf)
+        self.size = self.targets.offset.abs().amax(1)
         self.done = np.zeros(len(cases), dtype=bool)
 
     def outputs(self, x: Tensor, graph: Graph | None = None) -> Tensor:
@@ -97,9 +99,14 @@ class _Search:
             t, margin = int(target[p]), max(-float(worst[p]), 0.0)
             case = int(self.targets.case[t])
             if margin > 2 * self.best[t] and not self.done[case]:
-                self.best[t] = max(margin, 1e-7)
-                self.done[case] = margin >= SOLID * (1 + float(self.targets.offset[t].abs().max()))
-                yield Candidate(case, int(self.targets.polytope[t]), x[p].detach().to(torch.float32).cpu().numpy(), margin)
+                self.best[t] = max(margin, ROUNDING * float(self.size[t]))
+                self.done[case] = margin > SOLID * float(self.size[t])
+                yield Candidate(case, int(self.targets.polytope[t]), x[p].detach().cpu().numpy(), margin)
+
+    def measure(self, target: Tensor, y: Tensor) -> None:
+        """Raises `size (T,)`, the size of a target's rows and terms, to what it is at `y (G, K, n_out)`."""
+        terms = torch.einsum("gro,gko->gkr", self.targets.output[target].abs(), y.abs()).amax((1, 2))
+        self.size[target] = torch.maximum(self.size[target], terms.nan_to_num(0.0, 0.0, 0.0))
 
     def still_open(self, target: Tensor) -> Tensor:
         """Which of the targets `(P,)` belong to a case without a solid candidate."""
@@ -126,6 +133,7 @@ def pgd(
         config: `restarts` points a target and `steps` a point in the last round.
         seed: of the starts; on one machine equal seeds give equal searches, up to the deadline.
         deadline: asked before every pass through the network.
+        dtype: of the network's input: candidates are such numbers; a double network is searched in double.
     """
     if not any(case.polytopes for case in cases):
         return
@@ -163,7 +171,7 @@ def polish(
     search = _Search(graph, cases, deadline, device, dtype)
     first = np.cumsum([0] + [len(case.polytopes) for case in cases])
     target = torch.tensor([int(first[start.case]) + start.polytope for start in starts], device=device)
-    x = torch.as_tensor(np.stack([start.x for start in starts]), device=device, dtype=dtype)
+    x = torch.as_tensor(np.stack([start.x for start in starts]), device=device, dtype=working_type(dtype))
     for chosen in torch.arange(len(starts), device=device).split(search.points_a_pass):
         chosen = chosen[search.still_open(target[chosen])]
         if search.finished():
@@ -245,6 +253,7 @@ def _sampled_starts(search: _Search, generator: torch.Generator) -> Generator[Ca
             with torch.no_grad():
                 y = search.outputs(x).view(len(chosen), a_case, -1)[position]
             x = x.view(len(chosen), a_case, -1)[position]
+            search.measure(mine, y)
             worst = torch.cat((violation[mine], targets.violations(mine, x, y).amax(2)), dim=1)
             violation[mine], best = worst.topk(kept, dim=1, largest=False)
             starts[mine] = torch.cat((starts[mine], x), dim=1).gather(1, best.unsqueeze(2).expand(-1, -1, n_in))
@@ -308,7 +317,7 @@ def _descend(search: _Search, target: Tensor, start: _Start, steps: int) -> Iter
         yield from search.harvest(target, x, worst)
         if step == steps:
             return
-        velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(1e-30)
+        velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         case = search.targets.case[target]
         decayed = rate * (LAST_RATE / rate) ** (step / steps)
         x = project(search.region, case, x + descent_step(search.region, case, velocity, decayed))
@@ -341,7 +350,7 @@ def _loss_gradient(search: _Search, graph: Graph, target: Tensor, x: Tensor, pus
         loss = worst
         if rows.shape[1] > 1:
             odd = torch.arange(len(x), device=x.device) % 2 == 1
-            loss = torch.where(odd, (rows + SOLID).clamp_min(0).sum(1), worst)
+            loss = torch.where(odd, (rows + SOLID * search.size[target].unsqueeze(1)).clamp_min(0).sum(1), worst)
         if push is not None:
             loss = torch.where((push != 0).any(1), -(push * y).sum(1), loss)
         # A network whose output does not depend on its input has no gradient.

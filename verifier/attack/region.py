@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.attack.confirm import float32_box
+from verifier.attack.confirm import numbers_within
 from verifier.spec.spec import Case
 
 
@@ -16,7 +16,7 @@ from verifier.spec.spec import Case
 class Region:
     """C boxes `lower, upper: (C, n_in)`, and balls `center: (C, n_in)`, `radius: (C,)`, `norm: (C,)` with norm 0 where there is no ball.
 
-    `center` is None where no case has a ball. The bounds are float32 numbers inside the exact boxes.
+    `center` is None where no case has a ball. The bounds are numbers of the network's input type inside the exact boxes.
     """
 
     lower: Tensor
@@ -26,8 +26,15 @@ class Region:
     norm: Tensor
 
 
+def working_type(dtype: torch.dtype) -> torch.dtype:
+    """What a search computes in for a network whose input is of a type: float16 would lose it its way."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def region_of(cases: Sequence[Case], device: torch.device | str, dtype: torch.dtype) -> Region:
-    boxes = [float32_box(case.lower, case.upper) for case in cases]
+    """The regions, in `working_type(dtype)`; `dtype` is that of the network's input."""
+    numbers = {torch.float64: np.float64, torch.float16: np.float16}.get(dtype, np.float32)
+    boxes, dtype = [numbers_within(case, numbers) for case in cases], working_type(dtype)
     lower, upper = (torch.as_tensor(np.stack([box[side] for box in boxes]), device=device, dtype=dtype) for side in (0, 1))
     balls = [case.ball for case in cases]
     center = None
@@ -67,7 +74,7 @@ def project(region: Region, case: Tensor, x: Tensor) -> Tensor:
     center, radius, norm = region.center[case], region.radius[case].unsqueeze(1), region.norm[case].unsqueeze(1)
     for _ in range(3):
         away = x - center
-        euclidean = away * (radius / away.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+        euclidean = away * (radius / away.norm(dim=1, keepdim=True).clamp_min(torch.finfo(away.dtype).tiny)).clamp_max(1)
         away = torch.where(norm == 2, euclidean, torch.where(norm == 1, _onto_l1_ball(away, radius), away))
         x = torch.minimum(torch.maximum(center + away, lower), upper)
     return x
@@ -95,7 +102,7 @@ def descent_step(region: Region, case: Tensor, gradient: Tensor, rate: Tensor) -
     if region.center is None:
         return step
     radius, norm = region.radius[case].unsqueeze(1), region.norm[case].unsqueeze(1)
-    euclidean = -rate * radius * gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    euclidean = -rate * radius * gradient / gradient.norm(dim=1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
     count = max(1, gradient.shape[1] // 50)
     smallest = gradient.abs().topk(count, dim=1).values[:, -1:]
     sparse = -rate * radius / count * gradient.sign() * (gradient.abs() >= smallest)

@@ -13,7 +13,7 @@ class DomainBatch:
 
     `row (N,)` the specification row that is bounded, `lower (N,)` its bound, `depth (N,)`, `split (N, U)` int8 signs, `alpha, beta (N, U)` the
     multipliers that warm-start the children (alpha in 255ths, beta in half precision: any value is sound), and the intervals `cut_lower,
-    cut_upper (N, U)` for problems with neurons that are not ReLUs (None otherwise). `id (N,)` names each in a log of the search (None without).
+    cut_upper (N, U)` for problems with neurons that are not ReLUs (None otherwise). `id (N,)` names each in the log of its search.
     """
 
     row: Tensor
@@ -22,9 +22,9 @@ class DomainBatch:
     split: Tensor
     alpha: Tensor
     beta: Tensor
+    id: Tensor
     cut_lower: Tensor | None = None
     cut_upper: Tensor | None = None
-    id: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lower)

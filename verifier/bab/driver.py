@@ -20,7 +20,7 @@ from verifier.bab.branching import choose
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta
 from verifier.bab.frontier import Frontier
-from verifier.bab.log import Log, walk
+from verifier.bab.log import Log
 from verifier.bab.work import Work, as_packed, children, load, spec_rows, split_point, unload
 from verifier.config import BabConfig
 from verifier.reduced.bound import Effort, Multipliers, optimise
@@ -56,7 +56,7 @@ class Search:
     `stuck`: a leaf that no solver decides; `full`: the frontier has used its memory.
     `volume`: the share of the tree that is closed, by 2^-depth of the closed domains, over all open rows.
     `splits`: how often each neuron was split, by its row of `problem.neuron`, a name that outlives the problem's reductions.
-    `log`: what happened, where a certificate is wanted.
+    `log`: what happened; that of a new search unless another's goes on.
     """
 
     key: int
@@ -71,7 +71,11 @@ class Search:
     started: bool = False
     floor: Tensor | None = None
     splits: Counter[tuple[int, int]] = field(default_factory=Counter)
-    log: Log | None = None
+    log: Log = None
+
+    def __post_init__(self) -> None:
+        if self.log is None:
+            self.log = Log(self.problem)
 
     @property
     def decided(self) -> bool:
@@ -94,13 +98,16 @@ class Search:
             return
         own, more = self.problem.polytope == polytope, 1.5 * max(lacked, 1e-9)
         self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack + more, self.problem.slack))
-        region = int(walk(self.log.tree, [self.log.root[polytope]]).leaf[leaf])
-        self.frontier.push(self.log.reopen(polytope, region, float(self.problem.slack[own].max())))
+        opened = self.log.reopen(polytope, leaf, float(self.problem.slack[own].max()))
+        if len(self.frontier):  # what an earlier call has opened is there already
+            opened = opened.take((~torch.isin(opened.id, self.frontier.open.id)).nonzero().squeeze(-1))
+        if len(opened):
+            self.frontier.push(opened)
 
 
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot, `program` says why, for a log."""
+    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot, `program` says why, for the log."""
 
     offer: Offer
     leaf: Leaf
@@ -111,9 +118,8 @@ def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     """Bounds every row at the root and opens one domain for each polytope that none of its rows proves (the best row stands for it)."""
     problem = search.problem
     single, count = with_fast_inputs(stack([problem])), len(problem.b_o)
-    effort = effort if search.log is None else replace(effort, packed=as_packed)
     row = torch.arange(count, device=problem.b_o.device).unsqueeze(0)
-    bounds = row_bounds(single, row, effort)
+    bounds = row_bounds(single, row, replace(effort, packed=as_packed))
     best, found = bounds[0][0] - problem.slack, bounds[1]
     search.started, search.domains = True, count
     search.floor = best.clone()
@@ -124,17 +130,15 @@ def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     if tops:
         index = torch.stack(tops)
         is_open = ~(best[index] > 0)
-        index = index if search.log is not None else index[is_open]
         u = problem.unstable
         cuts = (None, None) if single.is_relu else (problem.lower.expand(len(index), u).clone(), problem.upper.expand(len(index), u).clone())
         roots = DomainBatch(
             index, best[index] + problem.slack[index], torch.zeros_like(index, dtype=torch.int16), problem.split.expand(len(index), u).clone(),
-            pack_alpha(found.alpha[0, index]), pack_beta(found.beta[0, index]), *cuts,
+            pack_alpha(found.alpha[0, index]), pack_beta(found.beta[0, index]), search.log.open_roots(index), *cuts,
         )
-        if search.log is not None:
-            roots = search.log.open_roots(roots).take(is_open.nonzero().squeeze(-1))
-        if len(roots):
-            search.frontier.push(roots)
+        search.log.close(roots)
+        if bool(is_open.any()):
+            search.frontier.push(roots.take(is_open.nonzero().squeeze(-1)))
 
 
 def row_bounds(single: Stack, row: Tensor, effort: Effort) -> tuple[Tensor, Multipliers, Tensor]:
@@ -166,8 +170,7 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         left, closed = sum(len(s.frontier) for s in active), sum(s.closed for s in searches)
         listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), left, closed))
         for search in active:
-            logged = 0 if search.log is None else search.log.nbytes()
-            search.full |= search.frontier.nbytes() + logged > config.frontier_bytes
+            search.full |= search.frontier.nbytes() + search.log.nbytes() > config.frontier_bytes
 
 
 def _group(active: list[Search], size: int) -> list[Search]:
@@ -193,9 +196,7 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
         _leaves(search, shared, work, p, (neuron, useful), oracle, deadline)
     if not bool(useful.any()):
         return
-    kids = children(shared, work, neuron)
-    if work.id is not None:
-        kids = replace(kids, id=log_split(group, shared, work, neuron, useful))
+    kids = replace(children(shared, work, neuron), id=log_split(group, shared, work, neuron, useful))
     best, multipliers, corner = bound_children(shared, kids, config)
     better = torch.maximum(best, kids.lower)
     kids = replace(kids, lower=better, multipliers=multipliers)
@@ -206,8 +207,7 @@ def _round(group: list[Search], shared: Stack, config: BabConfig, size: int, ora
 
 
 def bound_children(shared: Stack, kids: Work, config: BabConfig) -> tuple[Tensor, Multipliers, Tensor]:
-    effort = Effort(config.steps, packed=None if kids.id is None else as_packed)
-    return optimise(shared, kids.rows, kids.domains, kids.multipliers, effort, kids.target)
+    return optimise(shared, kids.rows, kids.domains, kids.multipliers, Effort(config.steps, packed=as_packed), kids.target)
 
 
 def log_split(group: list[Search], shared: Stack, work: Work, neuron: Tensor, useful: Tensor) -> Tensor:
@@ -231,8 +231,7 @@ def _settle(search: Search, shared: Stack, kids: Work, p: int, useful: Tensor, c
     closed = done & real
     search.closed += int(closed.sum())
     search.volume += float((0.5 ** kids.depth[p, :count][closed].to(kids.lower.dtype)).sum())
-    if search.log is not None:
-        search.log.close(unload(shared, kids, p, closed.nonzero().squeeze(-1)))
+    search.log.close(unload(shared, kids, p, closed.nonzero().squeeze(-1)))
     keep = (~done & real).nonzero().squeeze(-1)
     if len(keep) == 0:
         return
@@ -268,9 +267,8 @@ def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Ten
         if answer.lower > float(problem.slack.max()):
             search.closed += 1
             search.volume += 0.5 ** int(work.depth[p, k])
-            if search.log is not None:
-                leaf = unload(shared, work, p, torch.tensor([k], device=work.row.device))
-                search.log.close_by_program(leaf, oracle.program(problem, polytope, split))
+            leaf = unload(shared, work, p, torch.tensor([k], device=work.row.device))
+            search.log.close_by_program(leaf, oracle.program(problem, polytope, split))
         elif answer.x is not None and oracle.offer(search.key, polytope, problem.inputs.full(answer.x.unsqueeze(0))):
             search.falsified = True
             return

@@ -1,8 +1,8 @@
 """Branch and bound on the input box, for problems with few free inputs: every layer becomes tighter on every half.
 
 Boxes of one problem are bounded in batches (reduced/boxes.py); where many neurons have become stable on a box, the problem is restricted to it
-(reduced/restrict.py) and goes on smaller. What the linear bounds of a polytope's rows exclude is cut off the box (cut.py), and the input that
-moves the rows most, with and without cancellation, is halved. The minimising corner and the centre of every open box are offered as counterexamples.
+(reduced/restrict.py) and goes on smaller. The linear bounds of a polytope's rows are combined into one (cut.py), and the input that moves the rows
+most, with and without cancellation, is halved. The minimising corner and the centre of every open box are offered as counterexamples.
 """
 from __future__ import annotations
 
@@ -28,27 +28,26 @@ THINNEST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """N boxes `lower, upper (N, n)` of one problem; `share (N,)` of the region that each stands for; `id (N,)` names them in a log, None without."""
+    """N boxes `lower, upper (N, n)` of one problem; `share (N,)` of the region that each stands for; `id (N,)` names them in the log."""
 
     problem: ReducedProblem
     lower: Tensor
     upper: Tensor
     share: Tensor
-    id: Tensor | None = None
+    id: Tensor
 
     def __len__(self) -> int:
         return len(self.lower)
 
     def take(self, index: Tensor | slice) -> Boxes:
-        name = None if self.id is None else self.id[index]
-        return replace(self, lower=self.lower[index], upper=self.upper[index], share=self.share[index], id=name)
+        return Boxes(self.problem, self.lower[index], self.upper[index], self.share[index], self.id[index])
 
 
 @dataclass(slots=True)
 class InputSearch:
     """Open boxes of one `problem`: `parts`, the last one worked on first, each of this problem or of one restricted to a box.
 
-    `volume`: the share of the region that is closed; `log`: what happened, where a certificate is wanted.
+    `volume`: the share of the region that is closed; `log`: what happened.
     """
 
     key: int
@@ -60,7 +59,7 @@ class InputSearch:
     falsified: bool = False
     stuck: bool = False
     lowest: float | None = None
-    log: BoxLog | None = None
+    log: BoxLog = field(default_factory=BoxLog)
 
     @property
     def decided(self) -> bool:
@@ -96,10 +95,11 @@ class InputSearch:
         return Boxes(self.problem, lower, upper, share, torch.as_tensor(regions, device=lower.device))
 
 
-def input_search(key: int, problem: ReducedProblem, log: BoxLog | None = None) -> InputSearch:
-    one = torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
-    name = None if log is None else torch.tensor([log.tree.roots(1)], device=one.device)
-    return InputSearch(key, problem, [Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name)], log=log)
+def input_search(key: int, problem: ReducedProblem) -> InputSearch:
+    search, one = InputSearch(key, problem), torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
+    name = torch.tensor([search.log.tree.roots(1)], device=one.device)
+    search.parts.append(Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name))
+    return search
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _shrink(search: InputSearch, part: Boxes) -> None:
 
 
 def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
-    problem, lower, upper, share = part.problem, part.lower, part.upper, part.share
+    problem, lower, upper = part.problem, part.lower, part.upper
     bounds = box_bounds(problem, lower, upper)
     search.domains += len(lower)
     radius = (upper - lower) / 2
@@ -148,9 +148,8 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
     best = torch.stack([f.best for f in found], 1)
     open_boxes = ~(best > 0).all(1)
     search.closed += int((~open_boxes).sum())
-    search.volume += float(share[~open_boxes].sum())
-    if search.log is not None:
-        search.log.close(part.id[~open_boxes], best[~open_boxes].amin(1), torch.cat([f.weight for f in found], 1)[~open_boxes])
+    search.volume += float(part.share[~open_boxes].sum())
+    search.log.close(part.id[~open_boxes], best[~open_boxes].amin(1), torch.cat([f.weight for f in found], 1)[~open_boxes])
     index = open_boxes.nonzero().squeeze(-1)
     if not len(index):
         return
@@ -159,31 +158,12 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
     if _offer(search, problem, lower[index], upper[index], row, oracle):
         return
     weight = bounds.spread[index].amax(1) + bounds.a[index].abs().amax(1)
-    part, left = part.take(index), torch.ones_like(index, dtype=torch.bool)
-    if search.log is None:  # whoever checks a proof would have to bound what is cut off as a box of its own: halving costs it less
-        shut = (best[index] > 0).unsqueeze(-1)
-        low = torch.stack([f.low for f in found], 1)[index].masked_fill(shut, torch.inf).amin(1)
-        high = torch.stack([f.high for f in found], 1)[index].masked_fill(shut, -torch.inf).amax(1)
-        lower, upper = _remainder(part.lower, part.upper, low, high)
-        left = ~(lower > upper).any(1)
-        part = replace(part, lower=lower, upper=upper)
-        search.closed += int((~left).sum())
-        search.volume += float(share[index][~left].sum())
-    if problem.n == 0 or not bool(torch.isfinite(weight * (part.upper - part.lower)).all()):
+    part = part.take(index)
+    gain = weight * (part.upper - part.lower)
+    if problem.n == 0 or not bool(torch.isfinite(gain).all()):
         search.stuck = True
-    elif bool(left.any()):
-        part = part.take(left)
-        axis = (weight[left] * (part.upper - part.lower)).argmax(1)
-        search.parts.append(_halve(search, part, axis))
-
-
-def _remainder(lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The box less what offsets from its centre outside of [low, high] take off; crossed where nothing is left.
-
-    Sound: ends move inwards only, and by less than [low, high] says, so that rounding loses no point.
-    """
-    center, room = (lower + upper) / 2, 4 * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs())
-    return torch.maximum(lower, center + low - room), torch.minimum(upper, center + high + room)
+    else:
+        search.parts.append(_halve(search, part, gain.argmax(1)))
 
 
 def _rows_of(problem: ReducedProblem, bounds: BoxBounds, polytope: int) -> tuple[Tensor, Tensor]:
@@ -200,7 +180,7 @@ def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
     left, right = upper.clone(), lower.clone()
     left[at, axis] = middle
     right[at, axis] = middle
-    name = None if search.log is None else search.log.split(part.id, axis, middle, part.problem.inputs).view(-1, 2).T.flatten()
+    name = search.log.split(part.id, axis, middle, part.problem.inputs).view(-1, 2).T.flatten()
     return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2, name)
 
 

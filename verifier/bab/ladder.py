@@ -12,17 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from torch import Tensor
-
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.driver import Oracle, Search, advance, start
 from verifier.bab.input_split import InputSearch, InputSplitConfig, advance_boxes, input_search
-from verifier.bab.log import BoxLog
 from verifier.bab.neurons import split_neurons, tightened_lemma
 from verifier.bab.work import as_packed
 from verifier.config import BabConfig
-from verifier.reduced.bound import Effort, Multipliers
-from verifier.reduced.problem import Block, ReducedProblem
+from verifier.reduced.bound import Effort
+from verifier.reduced.problem import ReducedProblem
 from verifier.reduced.tighten import tighten
 
 FEW_INPUTS = 20
@@ -42,7 +39,7 @@ ROOT = Effort(20)
 class Outcome:
     """What became of a problem: proved, falsified (the gate has the counterexample) or neither, with the worst open bound.
 
-    `splits`: how often ReLU splits took each neuron, named as in `ReducedProblem.neuron`. `by`: the search that proved it, where that was logged.
+    `splits`: how often ReLU splits took each neuron, named as in `ReducedProblem.neuron`. `by`: the search that proved it, with its log.
     """
 
     proved: bool
@@ -73,7 +70,7 @@ def open_root(search: Search, deadline: Deadline) -> None:
 
 def outcome_of(search: Search, engine: str, domains: int = 0) -> Outcome:
     lower, count, splits = search.lower_bound(), domains + search.domains, dict(search.splits)
-    by = search if search.log is not None and search.proved else None
+    by = search if search.proved else None
     return Outcome(search.proved, search.falsified, lower, count, engine, search.stuck, search.full, splits, by)
 
 
@@ -93,7 +90,7 @@ def go_on(by: Search | InputSearch, climb: Climb) -> Outcome:
 
 def _few_inputs(search: Search, climb: Climb) -> Outcome:
     """Input splits first; ReLU splits for the longer, the smaller the share of the region that those closed in a second."""
-    boxes = input_search(search.key, search.problem, None if search.log is None else BoxLog())
+    boxes = input_search(search.key, search.problem)
     _split_inputs(boxes, climb, FIRST_TURN_S if search.problem.unstable <= MANY_NEURONS else 0.3 * climb.deadline.left_s())
     if not boxes.decided or boxes.stuck:
         share = 0.7 if boxes.volume == 0 else 0.3 if boxes.volume < VISIBLE else 0.0
@@ -107,7 +104,7 @@ def _few_inputs(search: Search, climb: Climb) -> Outcome:
 
 
 def outcome_of_boxes(boxes: InputSearch, domains: int = 0, splits: Mapping[tuple[int, int], int] = MappingProxyType({})) -> Outcome:
-    by, count = boxes if boxes.log is not None and boxes.proved else None, boxes.domains + domains
+    by, count = boxes if boxes.proved else None, boxes.domains + domains
     return Outcome(boxes.proved, boxes.falsified, boxes.lowest, count, "input splits", boxes.stuck, splits=splits, by=by)
 
 
@@ -132,19 +129,13 @@ def _relu_splits(search: Search, climb: Climb) -> Outcome:
 
 
 def _restart(search: Search, problem: ReducedProblem, climb: Climb) -> Search:
-    again = Search(search.key, problem, splits=search.splits, log=None if search.log is None else search.log.after(problem))
+    again = Search(search.key, problem, splits=search.splits, log=search.log.after(problem))
     start(again, replace(ROOT, until_s=climb.deadline.at_s))
     return again
 
 
 def _tightened(search: Search, climb: Climb) -> tuple[Search, str]:
-    log = search.log
-    if log is None:
-        return _restart(search, tighten(search.problem, Effort(10), climb.deadline), climb), "tightened alpha-CROWN"
-
-    def note(problem: ReducedProblem, block: Block, bound: Tensor, multipliers: Multipliers) -> None:
-        log.add(tightened_lemma(problem, block, bound, multipliers))
-
+    note = lambda *found: search.log.add(tightened_lemma(*found))  # noqa: E731
     tightened = tighten(search.problem, Effort(10, packed=as_packed), climb.deadline, note=note)
     return _restart(search, tightened, climb), "tightened alpha-CROWN"
 

@@ -48,6 +48,14 @@ class Tree:
             what[parents], point[parents], child[parents] = by, at, first + 2 * np.arange(len(parents))
         return what, point, child
 
+    def parents(self) -> tuple[np.ndarray, np.ndarray]:
+        """By region: its parent (LEAF for a root), and whether it is the second child."""
+        parent, second = np.full(self.count, LEAF), np.zeros(self.count, bool)
+        for parents, *_, first in self._pieces:
+            parent[first:first + 2 * len(parents)] = parents.repeat(2)
+            second[first + 1:first + 2 * len(parents):2] = True
+        return parent, second
+
 
 @dataclass(frozen=True, slots=True)
 class Walk:
@@ -100,6 +108,31 @@ class Lemma:
     sign: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """Domains as a log keeps them, without what their tree tells: a third of what they take in a frontier.
+
+    `row, lower, id (N,)`, `alpha (N, U)`, and `beta (N, D)` at the neurons that are split, in their order; D is the most that one domain has.
+    """
+
+    row: Tensor
+    lower: Tensor
+    id: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+    @staticmethod
+    def of(batch: DomainBatch) -> _Closed:
+        split = batch.split != 0
+        count = split.sum(1, keepdim=True)
+        beta = batch.beta.new_zeros(len(batch), int(count.max()) if split.numel() else 0)
+        beta[torch.arange(beta.shape[1], device=beta.device) < count] = batch.beta[split]
+        return _Closed(batch.row, batch.lower, batch.id, batch.alpha, beta)
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.row, self.lower, self.id, self.alpha, self.beta))
+
+
 @dataclass(slots=True)
 class Log:
     """A search over the neurons of `problem`: its tree, the domains that were closed, and the multipliers that linear programs gave.
@@ -112,7 +145,7 @@ class Log:
     lemmas: list[Lemma | Tensor] = field(default_factory=list)
     tree: Tree = field(default_factory=Tree)
     root: dict[int, int] = field(default_factory=dict)
-    closed: list[DomainBatch] = field(default_factory=list)
+    closed: list[_Closed] = field(default_factory=list)
     programs: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     size: int = 0
 
@@ -126,13 +159,11 @@ class Log:
         if len(lemma.row):
             self.lemmas.append(lemma)
 
-    def open_roots(self, batch: DomainBatch) -> DomainBatch:
-        """One domain for each polytope, named; each counts as closed until it is split."""
-        first = self.tree.roots(len(batch))
-        named = replace(batch, id=torch.arange(first, first + len(batch), device=batch.row.device))
-        self.root.update(zip(self.problem.polytope[batch.row].tolist(), range(first, first + len(batch))))
-        self.close(named)
-        return named
+    def open_roots(self, row: Tensor) -> Tensor:
+        """The numbers `(N,)` of new roots, one for each polytope, which the rows `row (N,)` stand for."""
+        first = self.tree.roots(len(row))
+        self.root.update(zip(self.problem.polytope[row].tolist(), range(first, first + len(row))))
+        return torch.arange(first, first + len(row), device=row.device)
 
     def split(self, parent: Tensor, neuron: Tensor, point: Tensor) -> Tensor:
         """The children's numbers `(2 M,)`: z >= point first, then z <= point, parent after parent."""
@@ -140,25 +171,32 @@ class Log:
         return torch.arange(first, first + 2 * len(parent), device=parent.device)
 
     def close(self, batch: DomainBatch) -> None:
+        """Domains count as closed, with their own bounds, until they are split."""
         if len(batch):
-            self.closed.append(batch)
-            self.size += batch.nbytes()
+            self.closed.append(_Closed.of(batch))
+            self.size += self.closed[-1].nbytes()
 
     def close_by_program(self, leaf: DomainBatch, proof: tuple[np.ndarray, np.ndarray] | None) -> None:
         """One domain that a linear program proved; without multipliers from there it counts as closed with its own."""
         self.close(replace(leaf, lower=torch.full_like(leaf.lower, torch.inf)))
         if proof is not None:
             self.programs[int(leaf.id[0])] = proof
+            self.size += sum(part.nbytes for part in proof)
 
     def nbytes(self) -> int:
-        return self.size + self.tree.nbytes()
+        return self.size + self.tree.nbytes() + sum(lemma.log.nbytes() for lemma in self.lemmas if isinstance(lemma, Lemma))
+
+    def lower(self) -> np.ndarray:
+        """The bound of every region, `(count,)`, as it was closed the latest time."""
+        own = np.full(self.tree.count, -np.inf)
+        for part in self.closed:
+            own[part.id.cpu().numpy()] = part.lower.double().cpu().numpy()
+        return own
 
     def enough(self) -> np.ndarray:
         """The regions whose own bound is at least what their children prove, `(count,)`, in a log where every domain was closed."""
-        own, (what, _, child) = np.full(self.tree.count, -np.inf), self.tree.arrays()
-        for batch in self.closed:
-            own[batch.id.cpu().numpy()] = batch.lower.double().cpu().numpy()
-        ends, best = np.zeros(self.tree.count, bool), own.tolist()
+        what, _, child = self.tree.arrays()
+        ends, best = np.zeros(self.tree.count, bool), self.lower().tolist()
         for region in np.flatnonzero(what != LEAF)[::-1].tolist():  # children come after their parents
             below = min(best[child[region]], best[child[region] + 1])
             ends[region], best[region] = best[region] >= below, max(best[region], below)
@@ -167,29 +205,57 @@ class Log:
     def domains(self, regions: np.ndarray) -> DomainBatch:
         """The domains as they were closed, the latest time, in this order."""
         piece, place = np.zeros(self.tree.count, int), np.zeros(self.tree.count, int)
-        for k, batch in enumerate(self.closed):
-            ids = batch.id.cpu().numpy()
+        for k, part in enumerate(self.closed):
+            ids = part.id.cpu().numpy()
             piece[ids], place[ids] = k, np.arange(len(ids))
-        order = np.argsort(piece[regions], kind="stable")
-        cuts = np.flatnonzero(np.diff(piece[regions][order])) + 1
-        device = self.problem.b.device
-        parts = [self.closed[piece[own[0]]].take(torch.as_tensor(place[own], device=device)) for own in np.split(regions[order], cuts)]
-        back = np.empty(len(order), int)
-        back[order] = np.arange(len(order))
-        return joined(parts).take(torch.as_tensor(back, device=device))
+        split, depth, *cuts = self._splits(regions)
+        count, (like, *_) = len(regions), self.closed
+        row, lower, alpha = like.row.new_empty(count), like.lower.new_empty(count), like.alpha.new_empty(split.shape)
+        beta, is_split, order = like.beta.new_zeros(split.shape), split != 0, np.argsort(piece[regions], kind="stable")
+        for own in np.split(order, np.flatnonzero(np.diff(piece[regions][order])) + 1):
+            part, at = self.closed[piece[regions[own[0]]]], torch.as_tensor(place[regions[own]], device=split.device)
+            own = torch.as_tensor(own, device=split.device)
+            row[own], lower[own], alpha[own] = part.row[at], part.lower[at], part.alpha[at]
+            mask, packed = is_split[own], part.beta[at]
+            beta[own] = beta[own].masked_scatter(mask, packed[torch.arange(packed.shape[1], device=at.device) < mask.sum(1, keepdim=True)])
+        ids = torch.as_tensor(regions, device=split.device)
+        return DomainBatch(row, lower, depth, split, alpha, beta, ids, *cuts)
 
-    def reopen(self, polytope: int, region: int, margin: float) -> DomainBatch:
-        """The leaf at `region`, and the polytope's leaves that were closed with no more than `margin`, as open domains."""
-        batch = self.domains(walk(self.tree, [self.root[polytope]]).leaf)
-        batch = batch.take(((batch.lower <= margin) | (batch.id == region)).nonzero().squeeze(-1))
+    def _splits(self, regions: np.ndarray) -> tuple[Tensor, ...]:
+        """What the tree says of regions: `split (N, U)`, `depth (N,)`, and where not all neurons are ReLUs the intervals' ends `(N, U)`."""
+        (what, point, _), (parent, second), problem = self.tree.arrays(), self.tree.parents(), self.problem
+        split, depth = np.zeros((len(regions), problem.unstable), np.int8), np.zeros(len(regions), np.int16)
+        lower, upper = (None, None) if problem.is_relu else (t.cpu().numpy()[None].repeat(len(regions), 0) for t in (problem.lower, problem.upper))
+        at, own = regions.copy(), np.arange(len(regions))
+        while len(own := own[parent[at[own]] != LEAF]):
+            above = parent[at[own]]
+            neuron, below = what[above], second[at[own]]
+            unknown = split[own, neuron] == 0  # the latest split of a neuron says which end is a cut
+            split[own[unknown], neuron[unknown]] = np.where(below[unknown], -1, 1)
+            if lower is not None:
+                lower[own, neuron] = np.where(below, lower[own, neuron], np.maximum(lower[own, neuron], point[above]))
+                upper[own, neuron] = np.where(below, np.minimum(upper[own, neuron], point[above]), upper[own, neuron])
+            depth[own] += 1
+            at[own] = above
+        split, depth, *cuts = (torch.as_tensor(t, device=problem.b.device) for t in (split, depth, lower, upper) if t is not None)
+        return torch.where(split == 0, problem.split, split), depth, *cuts
+
+    def reopen(self, polytope: int, leaf: int, margin: float) -> DomainBatch:
+        """The polytope's `leaf`, in pre-order, and its leaves that were closed with no more than `margin`, as open domains."""
+        leaves = walk(self.tree, [self.root[polytope]]).leaf
+        again = self.lower()[leaves] <= margin
+        again[leaf] = True
+        batch = self.domains(leaves[again])
         for name in batch.id.tolist():
             self.programs.pop(name, None)
         return replace(batch, lower=batch.lower.clamp(max=0.0))
 
 
-def joined(parts: list[DomainBatch]) -> DomainBatch:
-    """All domains of the parts, one part after the other."""
-    return DomainBatch(*(None if several[0] is None else torch.cat(several) for several in zip(*(part.arrays() for part in parts))))
+def outline(problem: ReducedProblem) -> ReducedProblem:
+    """The problem with zeros, which take no memory, for the numbers that no record of a proof needs: a log outlives many problems."""
+    blank = lambda t: t.new_zeros(()).expand(t.shape)  # noqa: E731
+    less = replace(problem, A=blank(problem.A), A_o=blank(problem.A_o))
+    return replace(less, W=blank(problem.W), W_o=blank(problem.W_o)) if problem.is_relu else less
 
 
 @dataclass(slots=True)
@@ -225,10 +291,7 @@ class BoxLog:
 
     def boxes(self, regions: np.ndarray, inputs: InputMap) -> tuple[Tensor, Tensor]:
         """The regions' boxes in scaled inputs, `(N, n)` each."""
-        what, point, child = self.tree.arrays()
-        parent = np.full(self.tree.count, LEAF)
-        inner = np.flatnonzero(what != LEAF)
-        parent[child[inner]] = parent[child[inner] + 1] = inner
+        (what, point, _), (parent, second) = self.tree.arrays(), self.tree.parents()
         position = {int(place): k for k, place in enumerate(inputs.free.tolist())}
         center, radius = inputs.center.double().cpu().numpy(), inputs.radius.double().cpu().numpy()
         lower, upper = -np.ones((len(regions), len(radius))), np.ones((len(regions), len(radius)))
@@ -236,7 +299,7 @@ class BoxLog:
             while (above := parent[region]) != LEAF:
                 axis = position[int(what[above])]
                 at = (point[above] - center[what[above]]) / radius[axis]
-                if region == child[above]:
+                if not second[region]:
                     upper[k, axis] = min(upper[k, axis], at)
                 else:
                     lower[k, axis] = max(lower[k, axis], at)

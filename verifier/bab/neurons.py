@@ -15,7 +15,7 @@ from verifier.bab.branching import choose
 from verifier.bab.budget import Deadline
 from verifier.bab.domains import DomainBatch, pack_alpha, pack_beta
 from verifier.bab.driver import Search, bound_children, log_split, start
-from verifier.bab.log import Lemma, Log
+from verifier.bab.log import Lemma, Log, outline
 from verifier.bab.work import children, load, unload
 from verifier.config import BabConfig
 from verifier.reduced.bound import Effort, Multipliers
@@ -28,12 +28,10 @@ VISIBLE = 1e-3
 """Share of a neuron's interval by which a bound must be better to be a lemma."""
 
 
-def split_neurons(
-    problem: ReducedProblem, config: BabConfig, seconds_a_block: float, deadline: Deadline, log: Log | None = None
-) -> ReducedProblem:
+def split_neurons(problem: ReducedProblem, config: BabConfig, seconds_a_block: float, deadline: Deadline, log: Log) -> ReducedProblem:
     """The problem with neuron bounds by branch and bound, `seconds_a_block` for each block after the first; newly stable ones eliminated.
 
-    What was shown of the neurons is added to the log's lemmas, where there is one.
+    What was shown of the neurons is added to the log's lemmas.
 
     Sound: the bound of a row is the minimum over leaves that cover the region.
     """
@@ -45,11 +43,11 @@ def split_neurons(
     return problem
 
 
-def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: Deadline, log: Log | None = None) -> ReducedProblem:
+def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: Deadline, log: Log) -> ReducedProblem:
     """The problem with better bounds of block k's neurons, as good as the deadline allows."""
     block = problem.blocks[k]
     rows = rows_as_problem(problem, block)
-    search = Search(k, rows, log=None if log is None else Log(rows))
+    search = Search(k, rows)
     start(search, Effort(8, until_s=deadline.at_s))
     bound = search.floor.clone()
     closed = torch.full_like(bound, torch.inf)
@@ -64,8 +62,7 @@ def split_block(problem: ReducedProblem, k: int, config: BabConfig, deadline: De
     proved = _row_minimum(search, closed, len(bound))
     proved = torch.minimum(proved, torch.zeros_like(proved))
     bound = torch.maximum(bound, proved)
-    if log is not None:
-        log.add(block_lemma(problem, block, search.log, bound))
+    log.add(block_lemma(problem, block, search.log, bound))
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)
     lower[at], upper[at] = torch.maximum(lower[at], bound[:block.size]), torch.minimum(upper[at], -bound[block.size:])
     return problem.with_bounds(lower, upper)
@@ -77,13 +74,11 @@ def _split(search: Search, shared: Stack, worst: DomainBatch, config: BabConfig,
     neuron, useful = choose(shared, work, config.candidates)
     final = ~useful[0] & ~work.lower[0].isnan()
     closed.scatter_reduce_(0, work.row[0][final], work.lower[0][final], "amin")
-    kids = children(shared, work, neuron)
-    if search.log is not None:
-        kids = replace(kids, id=log_split([search], shared, work, neuron, ~final.unsqueeze(0)))
+    kids = replace(children(shared, work, neuron), id=log_split([search], shared, work, neuron, ~final.unsqueeze(0)))
     best, multipliers, _ = bound_children(shared, kids, config)
     real = ~final.repeat_interleave(2)
-    if search.log is not None:  # open ones too, with their own bounds: which of them count is seen at the end
-        search.log.close(unload(shared, replace(kids, lower=best, multipliers=multipliers), 0, real.nonzero().squeeze(-1)))
+    # Open ones too, with their own bounds: which of them count is seen at the end.
+    search.log.close(unload(shared, replace(kids, lower=best, multipliers=multipliers), 0, real.nonzero().squeeze(-1)))
     best = torch.maximum(best, kids.lower)
     kids = replace(kids, lower=best, multipliers=multipliers)
     done = (best > kids.target)[0] & real
@@ -102,22 +97,33 @@ def _row_minimum(search: Search, closed: Tensor, count: int) -> Tensor:
 
 
 def block_lemma(problem: ReducedProblem, block: Block, log: Log, bound: Tensor) -> Lemma:
-    """What the rows +z and -z of a block, bounded by `bound (2 size,)`, say more than the problem: only bounds that are better by a visible share."""
+    """What the rows +z and -z of a block, bounded by `bound (2 size,)`, say more than the problem."""
+    return _lemma(problem, block, log, visible(problem, block, bound))
+
+
+def visible(problem: ReducedProblem, block: Block, bound: Tensor) -> Tensor:
+    """Which of the bounds `(2 size,)` of the rows +z and -z are better than the problem's by a share that is worth a lemma: their indices."""
     at = slice(block.start, block.end)
     width = (problem.upper - problem.lower)[at].repeat(2)
-    row = (bound > torch.cat([problem.lower[at], -problem.upper[at]]) + VISIBLE * width).nonzero().squeeze(-1)
+    return (bound > torch.cat([problem.lower[at], -problem.upper[at]]) + VISIBLE * width).nonzero().squeeze(-1)
+
+
+def _lemma(problem: ReducedProblem, block: Block, log: Log, row: Tensor) -> Lemma:
     sign = torch.ones(2 * block.size, dtype=torch.int64, device=row.device)
     sign[block.size:] = -1
-    return Lemma(log, row, problem.neuron[at].repeat(2, 1)[row], sign[row])
+    return Lemma(replace(log, problem=outline(log.problem)), row, problem.neuron[block.start:block.end].repeat(2, 1)[row], sign[row])
 
 
-def tightened_lemma(problem: ReducedProblem, block: Block, bound: Tensor, multipliers: Multipliers) -> Lemma:
-    """The same of rows that were bounded without splits, by `multipliers (1, K, U)` of the first K."""
-    rows, k = rows_as_problem(problem, block), multipliers.alpha.shape[1]
-    log, s = Log(rows), block.start
+def tightened_lemma(problem: ReducedProblem, block: Block, part: Tensor, bound: Tensor, multipliers: Multipliers) -> Lemma:
+    """The same of the rows `part (K,)`, which were bounded without splits by `bound (K,)`, with `multipliers (1, K, U)`."""
+    whole = bound.new_full((2 * block.size,), -torch.inf)
+    whole[part] = bound
+    row = visible(problem, block, whole)
+    rows, k, s = rows_as_problem(problem, block), len(row), block.start
+    log, at = Log(rows), torch.isin(part, row)
     cuts = (None, None) if rows.is_relu else (rows.lower.expand(k, s), rows.upper.expand(k, s))
-    log.open_roots(DomainBatch(
-        torch.arange(k, device=bound.device), bound[:k], torch.zeros(k, dtype=torch.int16, device=bound.device), rows.split.expand(k, s),
-        pack_alpha(multipliers.alpha[0, :, :s]), pack_beta(multipliers.beta[0, :, :s]), *cuts,
+    log.close(DomainBatch(
+        row, whole[row], torch.zeros(k, dtype=torch.int16, device=bound.device), rows.split.expand(k, s),
+        pack_alpha(multipliers.alpha[0, at, :s]), pack_beta(multipliers.beta[0, at, :s]), log.open_roots(row), *cuts,
     ))
-    return block_lemma(problem, block, log, bound)
+    return _lemma(problem, block, log, row)

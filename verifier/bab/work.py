@@ -16,27 +16,27 @@ from verifier.reduced.problem import RELU, Stack
 class Work:
     """K domains of each of P problems: `row, lower, depth, target (P, K)`; problem p has `count[p]` of them, the rest repeat its first.
 
-    A row is done when its bound exceeds `target`. `id (P, K)` names the domains in their searches' logs, None where nothing is logged.
+    A row is done when its bound exceeds `target`. `id (P, K)` names the domains in their searches' logs.
     """
 
     row: Tensor
     lower: Tensor
     depth: Tensor
     target: Tensor
+    id: Tensor
     rows: Rows
     domains: Domains
     multipliers: Multipliers
     count: tuple[int, ...]
-    id: Tensor | None = None
 
     def repeat(self, times: int) -> Work:
         """Every domain `times` times in a row."""
         again = lambda t: None if t is None else t.repeat_interleave(times, 1)  # noqa: E731
         return Work(
-            again(self.row), again(self.lower), again(self.depth), again(self.target),
+            again(self.row), again(self.lower), again(self.depth), again(self.target), again(self.id),
             Rows(again(self.rows.wo), again(self.rows.ao), again(self.rows.bo)),
             Domains(again(self.domains.split), again(self.domains.lower), again(self.domains.upper)),
-            Multipliers(again(self.multipliers.alpha), again(self.multipliers.beta)), tuple(times * c for c in self.count), again(self.id),
+            Multipliers(again(self.multipliers.alpha), again(self.multipliers.beta)), tuple(times * c for c in self.count),
         )
 
 
@@ -52,14 +52,13 @@ def load(stack: Stack, batches: list[DomainBatch]) -> Work:
     k = max(count)
     batches = [batch if len(batch) == k else _padded(batch, k) for batch in batches]
     dtype = stack.b.dtype
-    row, lower, depth = (torch.stack([getattr(batch, name) for batch in batches]) for name in ("row", "lower", "depth"))
+    row, lower, depth, names = (torch.stack([getattr(batch, name) for batch in batches]) for name in ("row", "lower", "depth", "id"))
     split = _place(stack, [batch.split for batch in batches])
     alpha, beta = unpack_alpha(_place(stack, [batch.alpha for batch in batches]), dtype), _place(stack, [batch.beta for batch in batches]).to(dtype)
     cuts = (None, None) if stack.is_relu else (_place(stack, [b.cut_lower for b in batches]), _place(stack, [b.cut_upper for b in batches]))
     p = torch.arange(len(row), device=row.device).unsqueeze(1)
     slack = torch.stack([torch.nn.functional.pad(q.slack, (0, stack.b_o.shape[1] - len(q.slack))) for q in stack.problems])
-    names = None if batches[0].id is None else torch.stack([batch.id for batch in batches])
-    return Work(row, lower, depth, slack[p, row], spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), count, names)
+    return Work(row, lower, depth, slack[p, row], names, spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), count)
 
 
 def _padded(batch: DomainBatch, k: int) -> DomainBatch:
@@ -81,7 +80,7 @@ def unload(stack: Stack, work: Work, p: int, keep: Tensor) -> DomainBatch:
     pick = lambda t: None if t is None else t[p][keep][:, at]  # noqa: E731
     return DomainBatch(
         work.row[p, keep], work.lower[p, keep], work.depth[p, keep], pick(work.domains.split), pack_alpha(pick(work.multipliers.alpha)),
-        pack_beta(pick(work.multipliers.beta)), pick(work.domains.lower), pick(work.domains.upper), None if work.id is None else work.id[p, keep],
+        pack_beta(pick(work.multipliers.beta)), work.id[p, keep], pick(work.domains.lower), pick(work.domains.upper),
     )
 
 

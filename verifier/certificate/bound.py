@@ -50,9 +50,26 @@ class Rows:
         return Rows(self.w * sign[:, None], self.a * sign[:, None], self.b * sign, self.slack)
 
 
+@dataclass(frozen=True, slots=True)
+class Ball:
+    """{x : the l1 or l2 norm (`norm` 1 or 2) of (x_j - center_j) / reach_j, over the first inputs, is at most 1}; `center, reach (k,)`."""
+
+    center: np.ndarray
+    reach: np.ndarray
+    norm: int
+
+    def least(self, a: np.ndarray, arithmetic: Arithmetic) -> np.ndarray:
+        """A lower bound of a x over the ball, `a (..., k)`: a center less the dual norm of a reach."""
+        size = abs(a) * self.reach
+        dual = arithmetic.norm(size) if self.norm == 2 else size.max(-1, initial=0)
+        return a @ self.center - arithmetic.up(dual) - arithmetic.up(arithmetic.room(len(self.center) + 8, abs(a) @ abs(self.center)))
+
+
 @dataclass(frozen=True)  # without slots: `sizes` is computed once
 class Problem:
     """z = A x + W h + b + d, |d| <= noise, h = s(z), lower <= z <= upper, x in [-1, 1]^n, in blocks; `rows` are the specification.
+
+    Where there is a `ball`, the first inputs lie in it too.
 
     `name (U,)`: the neurons' positions in the certificate's table, -1 where they have none. `free`: which network inputs x scales, by
     `center + radius x`, the last symbols of x being rounding errors where a runtime's arithmetic is meant.
@@ -71,6 +88,16 @@ class Problem:
     free: np.ndarray
     center: np.ndarray
     radius: np.ndarray
+    ball: Ball | None = None
+
+    def least(self, a: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
+        """min of a x `(..., K)` over the inputs: over [-1, 1]^n, or a box within it given as centre and radius `(..., n)`, and over the ball."""
+        total = _over_box(a, inputs)
+        if self.ball is None:
+            return total
+        own = a[..., :len(self.ball.center)]
+        part = None if inputs is None else tuple(side[..., :own.shape[-1]] for side in inputs)
+        return total + np.fmax(self.ball.least(own, self.arithmetic) - _over_box(own, part), 0)  # NaN, where numbers overflow, is no gain
 
     def appended(self, rows: Rows, lower: np.ndarray, upper: np.ndarray, kind: str, name: np.ndarray) -> Problem:
         """With one more block of neurons, z given by `rows`."""
@@ -119,6 +146,13 @@ class Multipliers(NamedTuple):
 
 
 DEFAULT = Multipliers()
+
+
+def _over_box(a: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+    if inputs is None:
+        return -abs(a).sum(-1)
+    center, radius = inputs
+    return (a @ center[..., None])[..., 0] - (abs(a) @ radius[..., None])[..., 0]
 
 
 def center_and_radius(arithmetic: Arithmetic, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,11 +205,7 @@ def proved(
             at = (..., slice(start, end))
             total = total + minimum(kind, c[at], nu[at], lower[at], upper[at]).sum(-1)
     a = rows.a + times(nu, problem.A[:stop])
-    if inputs is None:
-        total = total - abs(a).sum(-1)
-    else:
-        center, radius = inputs
-        total = total + (a @ center[..., None])[..., 0] - (abs(a) @ radius[..., None])[..., 0]
+    total = total + problem.least(a, inputs)
     h, size = (part[:stop] for part in problem.sizes)
     terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ (size + problem.noise[:stop]) + rows.slack
     total = total - rows.slack - arithmetic.room(8 * (stop + problem.A.shape[1] + 16), terms)

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from verifier.certificate.arithmetic import RUNTIMES, Arithmetic, Rounded
+from verifier.certificate.arithmetic import Arithmetic, Rounded, Runtime
 from verifier.certificate.bound import CHUNK, Multipliers, Problem, Rows, bound, eliminate
 from verifier.certificate.boxes import TOGETHER, box_bounds, combined_bound, narrowed_problem
 from verifier.certificate.reduce import Statement, reduce
@@ -35,10 +35,20 @@ class Failure:
         return f"Case {self.case}, polytope {self.polytope} is not proved: {where} is {self.bound:.3g}, not positive."
 
 
+def _ball(record: Record, n_in: int) -> tuple[np.ndarray, float, int] | None:
+    """The ball that the inputs of a CASE lie in, as (centre, radius, norm)."""
+    if "center" not in record.arrays:
+        return None
+    center, radius, norm = record.array("center", "f8", (n_in,)), float(record.array("radius", "f8", (1,))[0]), record.field("norm", int)
+    if radius < 0 or norm not in (1, 2):
+        raise CertificateError(f"{record.place} has a ball of radius {radius:g} in the l{norm} norm: l1 and l2 are known, and no radius below 0.")
+    return center, radius, norm
+
+
 class Case:
     """Reads a CASE record, then (`run`) what follows it."""
 
-    def __init__(self, graph: Graph, record: Record, claim: str, arithmetic: Arithmetic, number: int) -> None:
+    def __init__(self, graph: Graph, record: Record, runtime: Runtime | None, arithmetic: Arithmetic, number: int) -> None:
         n_in, n_out = int(np.prod(graph.input_shape)), int(np.prod(graph.output_shape))
         self.record, self.number, self.arithmetic, self.leaves, self.trees = record, number, arithmetic, 0, 0
         counts = record.items("rows", int)
@@ -53,8 +63,8 @@ class Case:
             raise CertificateError(f"{record.place} names neurons of nodes that it does not list.")
         names = {(nodes[node], neuron): k for k, (node, neuron) in enumerate(table.tolist())}
         self.neurons, self.kept = len(table), frozenset(record.array("kept", "u4", (None,)).tolist())
-        self.statement = Statement(lower, upper, output, given, offset, names, self.kept)
-        self.graph, self.runtime = graph, RUNTIMES[claim]
+        self.statement = Statement(lower, upper, output, given, offset, names, self.kept, _ball(record, n_in))
+        self.graph, self.runtime = graph, runtime
         self.problem = reduce(graph, self.statement, arithmetic, self.runtime)
         self.open: dict[int, Failure] = {}
         found = bound(self.problem, self.problem.rows, self.problem.lower, self.problem.upper)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from verifier.certificate.arithmetic import FLOAT64, RUNTIMES, Arithmetic
+from verifier.certificate.arithmetic import ROUNDED, RUNTIMES, Arithmetic
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import covered, property_digest, read_property
 from verifier.certificate.schema import CertificateError, Record, open_certificate, read_records
-from verifier.graph.onnx_file import computes_in_float32, model_digest, parse_model
 from verifier.graph.onnx_load import load_onnx
 
 Listener = Callable[[float], None]
@@ -37,7 +36,7 @@ class Report:
 
 
 def check(
-    model: str | Path, prop: str | Path, certificate: str | Path, arithmetic: Arithmetic = FLOAT64, listener: Listener = lambda share: None
+    model: str | Path, prop: str | Path, certificate: str | Path, arithmetic: Arithmetic = ROUNDED, listener: Listener = lambda share: None
 ) -> Report:
     """Whether the certificate proves the property of the model.
 
@@ -52,23 +51,25 @@ def check(
         head = next(records)
         about = head.field("arithmetic", str)
         if about not in RUNTIMES:
-            raise CertificateError(f"{head.place} is about {about!r} arithmetic: real and float32 are known.")
-        for what, given, own in (("model", model, model_digest(model)), ("property", prop, property_digest(prop))):
+            raise CertificateError(f"{head.place} is about {about!r} arithmetic: {', '.join(RUNTIMES)} are known.")
+        graph, leaves, failures = load_onnx(model), [], []
+        for what, given, own in (("model", model, graph.digest), ("property", prop, property_digest(prop))):
             if head.field(what, str) != own:
                 seen = f"its SHA-256 begins with {head.field(what, str)[:12]!r}, not {own[:12]!r}"
                 return Report(False, f"It is a certificate for another {what} than {given}: {seen}.", about)
-        if about == "float32" and not computes_in_float32(parse_model(model)):
-            return Report(False, f"It speaks of float32 arithmetic, but {model} does not compute in float32 throughout.", about)
-        graph, leaves, failures = load_onnx(model), [], []
+        if RUNTIMES[about] and graph.arithmetic != about:
+            return Report(False, f"It speaks of {about} arithmetic, but {model} does not compute in {about} throughout.", about)
 
         def proved() -> Iterator[tuple]:
             """What the cases state, one by one, up to the first that is not proved."""
             record: Record | None = next(records)
             while record is not None and record.kind == "CASE":
-                own = record.fields.get("arithmetic", about)
+                own = record.field("arithmetic", str) if "arithmetic" in record.fields else about
                 if own not in RUNTIMES or about not in (own, "real"):
                     raise CertificateError(f"{record.place} is about {own!r} arithmetic, which says nothing of {about}.")
-                case = Case(graph, record, own, arithmetic, len(leaves))
+                case = Case(graph, record, RUNTIMES[own], arithmetic, len(leaves))
+                if case.statement.ball is not None:
+                    raise CertificateError(f"{record.place} has a ball, and a property's file states none: it covers no disjunct.")
                 record = case.run(records, lambda: listener(file.tell() / size))
                 leaves.append(case.leaves)
                 failures.extend(case.failures())
@@ -78,6 +79,6 @@ def check(
             if record is None or record.kind != "DONE" or record.field("cases", int) != len(leaves):
                 raise CertificateError(f"{certificate} has a record out of place: a CASE, or DONE of {len(leaves)} cases, is due.")
 
-        missing = covered(read_property(prop, prod(graph.input_shape), prod(graph.output_shape)), proved())
+        missing = covered(read_property(prop, prod(graph.input_shape), prod(graph.output_shape)), proved(), graph.input_type)
         sentence = failures[0].sentence() if failures else missing
         return Report(sentence is None, sentence or "Accepted.", about, len(leaves), sum(leaves), time.monotonic() - begin, tuple(failures))

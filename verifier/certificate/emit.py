@@ -74,17 +74,13 @@ def proof_records(table: Table, by: Search | InputSearch) -> Iterator[Record]:
             yield Record("STEP", {}, {"kept": part})
 
 
-def case_record(case: Case, table: Table, n_out: int) -> Record:
+def case_record(case: Case, table: Table, n_out: int, dtype: str) -> Record:
     """The CASE: what is stated, and the neurons that a proof may speak of.
 
-    The box is larger by an ulp, because its decimals may not be floats, a zero being exact; and an input that is fixed reaches a runtime as the
-    nearest float32.
+    Args:
+        dtype: of the network's input, which says what a runtime receives for an input that is fixed.
     """
-    lower = np.where(case.lower == 0, case.lower, np.nextafter(case.lower, -np.inf))
-    upper = np.where(case.upper == 0, case.upper, np.nextafter(case.upper, np.inf))
-    received, fixed = case.lower.astype(np.float32).astype(float), case.lower == case.upper
-    lower = np.where(fixed, np.minimum(lower, received), lower)
-    upper = np.where(fixed, np.maximum(upper, received), upper)
+    lower, upper = case.received(dtype)
     arrays: dict[str, Any] = {
         "lower": lower, "upper": upper, "output": np.concatenate([np.zeros((0, n_out)), *(p.output for p in case.polytopes)]),
         "offset": np.concatenate([np.zeros(0), *(p.offset for p in case.polytopes)]), "neuron": table.neuron,
@@ -93,7 +89,11 @@ def case_record(case: Case, table: Table, n_out: int) -> Record:
     if any(p.input is not None for p in case.polytopes):
         none = np.zeros_like(lower)
         arrays["input"] = np.concatenate([np.tile(none, (len(p.offset), 1)) if p.input is None else p.input for p in case.polytopes]).astype(float)
-    return Record("CASE", {"rows": [len(p.offset) for p in case.polytopes], "nodes": list(table.nodes)}, arrays)
+    fields = {"rows": [len(p.offset) for p in case.polytopes], "nodes": list(table.nodes)}
+    if case.ball is not None:
+        arrays |= {"center": case.ball.center, "radius": np.array([case.ball.radius])}
+        fields["norm"] = case.ball.norm
+    return Record("CASE", fields, arrays)
 
 
 def _trees(log: Log, table: Table) -> list[_Trees | np.ndarray]:

@@ -18,17 +18,16 @@ import numpy as np
 
 from verifier import __version__
 from verifier.bab.budget import Deadline
-from verifier.certificate.arithmetic import FLOAT64
+from verifier.certificate.arithmetic import ROUNDED, RUNTIMES
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import Property, covered, property_digest, read_property
 from verifier.certificate.schema import Record, make_room, write_header, write_record
 from verifier.config import CertificateConfig
 from verifier.errors import OutOfTime, SpecError, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
-from verifier.graph.onnx_file import model_digest
 from verifier.graph.onnx_load import load_onnx
+from verifier.spec.spec import Ball, Polytope, Spec
 from verifier.spec.spec import Case as Asked
-from verifier.spec.spec import Polytope, Spec
 
 REAL = "real"
 States = tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]
@@ -85,7 +84,7 @@ class Gate:
             stated = _property(self.spec, self.wanted)
         except SpecError as error:
             return f"its reader does not take the property: {error}"
-        missing = None if stated is None else covered(stated, self.stated)
+        missing = None if stated is None else covered(stated, self.stated, self.network.input_type)
         if missing is None and self._file is not None:
             self._publish()
         return missing
@@ -94,7 +93,7 @@ class Gate:
         path = self.wanted.path
         part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process alone, and no other file's name
         head = {
-            "arithmetic": self.proved() if self.arithmetics else self.network.arithmetic or REAL, "model": model_digest(self.network.source),
+            "arithmetic": self.proved() if self.arithmetics else self.network.arithmetic or REAL, "model": self.network.digest,
             "property": property_digest(self.wanted.property), "prover": f"verifier {__version__}",
         }
         self._file.seek(0)
@@ -134,7 +133,7 @@ class CaseGate:
         """
         if arithmetic not in self._prepared:
             self._in_time()
-            self._prepared[arithmetic] = Case(self.gate.network, self.record, arithmetic, FLOAT64, self.number)
+            self._prepared[arithmetic] = Case(self.gate.network, self.record, RUNTIMES[arithmetic], ROUNDED, self.number)
         return self._prepared[arithmetic]
 
     def failures(self, records: Iterable[Record], arithmetic: str) -> list[Failure]:
@@ -150,7 +149,7 @@ class CaseGate:
         case.run(records if file is None else _copied([self._named(arithmetic)], records, file), self._in_time)
         failures = case.failures()
         if not failures:
-            if not states_case(case.states(), self.gate.spec.cases[self.number]):
+            if not states_case(case, self.gate.spec.cases[self.number], self.gate.network.input_type):
                 raise UnsupportedError("the records state another case than the property's.")
             self.accepted, self.arithmetic = case, arithmetic
             self._kept, file = file, self._kept
@@ -181,11 +180,19 @@ def _copied(first: Iterable[Record], records: Iterable[Record], file: BinaryIO) 
         yield record
 
 
-def states_case(stated: States, asked: Asked) -> bool:
-    """Whether what was proved is no less than what was asked: the box lies in the stated one, and the polytopes are the same or smaller."""
-    lower, upper, polytopes = stated
-    inside = bool((lower <= asked.lower).all() and (asked.upper <= upper).all()) and len(polytopes) == len(asked.polytopes)
-    return inside and all(_states_polytope(*pair) for pair in zip(polytopes, asked.polytopes))
+def states_case(proved: Case, asked: Asked, dtype: str) -> bool:
+    """Whether what was proved is no less than what was asked: the region contains the other one, and the polytopes are the same or larger."""
+    lower, upper, polytopes = proved.states()
+    least, most = asked.received(dtype)
+    inside = bool((lower <= least).all() and (most <= upper).all()) and _states_ball(proved.statement.ball, asked.ball)
+    return inside and len(polytopes) == len(asked.polytopes) and all(_states_polytope(*pair) for pair in zip(polytopes, asked.polytopes))
+
+
+def _states_ball(stated: tuple[np.ndarray, float, int] | None, asked: Ball | None) -> bool:
+    if stated is None or asked is None:
+        return stated is None
+    center, radius, norm = stated
+    return np.array_equal(center, asked.center) and norm == asked.norm and radius >= asked.radius
 
 
 def _states_polytope(stated: tuple[np.ndarray, np.ndarray, np.ndarray], asked: Polytope) -> bool:

@@ -1,7 +1,8 @@
 """VNN-LIB 1.0 -> the union of disjuncts that a certificate must cover. Independent of `verifier.spec`: the checker trusts this file alone.
 
-Everything is a row (form, offset), which says that a sum is at most the offset: ((("X_3", 1.0), ("Y_0", -1.0)), 0.5). Rows that hold together
-are a dict of the least offset of each form. Bounds of single inputs are kept as rationals, with coefficient 1 or -1; strict is read as non-strict.
+Everything is a row (form, offset), which says that a sum is at most the offset: ((("X_3", 1.0), ("Y_0", -1.0)), offset). Rows that hold together
+are a dict of the least offset of each form. An offset is a real number as (the nearest float, itself): exact where the form is a single input with
+coefficient 1 or -1, its nearest float elsewhere. Strict is read as non-strict.
 """
 from __future__ import annotations
 
@@ -9,25 +10,36 @@ import gzip
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, product
-from math import inf, nextafter, prod
+from io import BytesIO
+from itertools import chain, pairwise, product
+from math import inf, nextafter
 from pathlib import Path
 
 import numpy as np
 
 from verifier.errors import SpecError
 
-MOST_NUMBERS, MOST_DEPTH = 4_000_000, 100
+MOST_DISJUNCTS, MOST_NUMBERS, MOST_DEPTH, MOST_BITS = 20_000, 8_000_000, 100, 100_000
+"""What `and`s and `or`s multiply out to, numbers written for it, depth of parentheses, bits of a fraction."""
+MOST_BYTES, MOST_UNPACKING, SMALL_BYTES = 2**28, 128, 2**25
+"""Of the text: in all, and how many times its packed size where it has more than SMALL_BYTES."""
 LEAST, LARGEST = 2.0**-1022, 2.0**100
 """Sizes of the numbers that are read: coefficients that are not 0, and offsets, which may also be smaller."""
-_WORD = re.compile(r""";[^\n]*|"[^"]*"|\|[^|]*\||[()"|]|[^\s();"|]+""")  # a quotation is one word, whatever it holds
-_NUMBER = re.compile(r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?")
+_NUMERAL = r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?"
+_WORD = re.compile(  # a comparison, in an assert or not; a declaration; a comment; a quotation, one word whatever it holds; any other word; a waste of spaces
+    rf"\(\s*(assert\s*\(\s*)?([<>]=?)\s+([XY]_[0-9]+)\s+({_NUMERAL}|[XY]_[0-9]+)\s*\)(?(1)\s*\))|\(\s*declare-const\s+([XY]_[0-9]+)\s+Real\s*\)"
+    r"""|;[^\n]*|"[^"]*"|\|[^|]*\||[()"|]|[^\s();"|]+|\s{64,}"""
+)
+_NUMBER, _VARIABLE = re.compile(_NUMERAL), re.compile(r"[XY]_(?:0|[1-9][0-9]{0,8})")
+_NEGATED = {"<=": ">", ">=": "<", "<": ">=", ">": "<="}
 Form = tuple[tuple[str, float], ...]
-Row = tuple[Form, Fraction | float]
-Part = dict[Form, Fraction | float]
+Number = tuple[float, str | Fraction]
+Part = dict[Form, Number]
+Sum = dict[str, Fraction | int]
+"""Of a linear term: the coefficient of each variable, and the constant at ""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +59,19 @@ def property_digest(path: str | Path) -> str:
 
 
 def _bytes_of(path: str | Path) -> bytes:
+    most = MOST_BYTES
     try:
-        data = Path(path).read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+        if data[:2] == b"\x1f\x8b":
+            most = min(most, max(SMALL_BYTES, MOST_UNPACKING * len(data)))
+            with gzip.GzipFile(fileobj=BytesIO(data)) as packed:
+                data = packed.read(most + 1)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise SpecError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if len(data) > most:
+        raise SpecError(f"{path} has more than {most:,} bytes of text, too many for a property of its size.")
+    return data
 
 
 def read_property(path: str | Path, n_in: int | None = None, n_out: int | None = None) -> Property:
@@ -60,164 +80,323 @@ def read_property(path: str | Path, n_in: int | None = None, n_out: int | None =
     Raises:
         SpecError: the file cannot be read, says what this reader does not know (names file and line), or is of other sizes.
     """
-    text = _bytes_of(path).decode("utf-8-sig", "replace")
-    words = (word for word in _WORD.finditer(text) if word[0][0] != ";")
-    sizes, names, asserted, at, asked = {"X": 0, "Y": 0}, set(), [], 0, False
+    text, reader, at = _bytes_of(path).decode("utf-8-sig", "replace"), _Reader(), 0
+    words = (word for word in _WORD.finditer(text) if word[0][0] != ";" and not word[0][0].isspace())
     try:
         for word in words:
-            at, due = word.start(), [f"{letter}_{size}" for letter, size in sizes.items()]
-            statement = _nested(words, 0) if word[0] == "(" else word[0]
-            match statement:
-                case ["declare-const", str(name), "Real" | "Int"] | ["declare-fun", str(name), [], "Real" | "Int"] if name in due:
-                    names.add(name)
-                    sizes[name[0]] += 1
-                case ["assert", _] if asked:
-                    raise SpecError("an assert stands behind check-sat or exit, so it is not part of the property: remove it or move it up.")
-                case ["assert", formula]:
-                    asserted.append(_alternatives(formula, False, names))
-                case ["check-sat"] | ["exit"]:
-                    asked = True
-                case ["set-logic" | "set-info", *_]:
-                    pass
-                case _:
-                    raise SpecError(f"an assert or a declaration of {' or '.join(due)} is due, but this stands there: {statement!r:.60}.")
-        common = _least(chain.from_iterable(union[0] for union in asserted if len(union) == 1), {})
-        disjuncts = [_least(rows, common) for rows in _product([union for union in asserted if len(union) != 1])]
+            at = word.start()
+            reader.take(word, words)
+        disjuncts = reader.product(union for union in reader.asserted)
     except SpecError as error:
         raise SpecError(f"{path}, line {text.count(chr(10), 0, at) + 1}: {error}") from None
-    own_in, own_out = sizes.values()
+    own_in, own_out = (sum(name[0] == letter for name in reader.names) for letter in "XY")
+    if reader.names != {f"{letter}_{k}" for letter, size in (("X", own_in), ("Y", own_out)) for k in range(size)}:
+        raise SpecError(f"{path}: the inputs or outputs are not numbered 0, 1, 2, ... without a gap.")
     if 0 in (own_in, own_out) or (n_in or own_in, n_out or own_out) != (own_in, own_out):
         wanted = f"{n_in or 'some'} and {n_out or 'some'}"
         raise SpecError(f"{path} has {own_in} inputs and {own_out} outputs, but the network {wanted}: is it of another network?")
-    disjuncts = [part for part in disjuncts if _meets(part, common)] if _meets(common, common) else []
-    return Property(str(path), own_in, own_out, common, disjuncts)
+    common, parts = reader.common, []
+    for part in disjuncts if _meets(common, common) else []:
+        part = {form: offset for form, offset in part.items() if form not in common or _below(offset, common[form])}
+        parts += [part] if _meets(part, common) else []
+    return Property(str(path), own_in, own_out, common, parts)
+
+
+class _Reader:
+    """What the statements said so far: variables, the rows that hold in every disjunct, and the unions of which one part each holds."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.common: Part = {}
+        self.asserted: list[list[Part]] = []
+        self.asked, self.numbers, self.written = False, {}, 0
+
+    def take(self, word: re.Match, words: Iterator[re.Match]) -> None:
+        """One statement, which begins with this word."""
+        asserted, op, left, right, declared = word.groups()
+        if op:
+            statement = ["assert", (op, left, right)] if asserted else (op, left, right)
+        elif declared:
+            statement = ["declare-const", declared, "Real"]
+        else:
+            statement = _nested(words, 0) if word[0] == "(" else word[0]
+        match statement:
+            case ["declare-const", str(name), "Real" | "Int"] | ["declare-fun", str(name), [], "Real" | "Int"] if _VARIABLE.fullmatch(name):
+                if name in self.names:
+                    raise SpecError(f"{name} is declared twice.")
+                self.names.add(name)
+            case ["assert", _] if self.asked:
+                raise SpecError("an assert stands behind check-sat or exit, so it is not part of the property: remove it or move it up.")
+            case ["assert", formula]:
+                union = self.union(formula, False)
+                if len(union) == 1:
+                    _add(self.common, union[0])
+                else:
+                    self.asserted.append(union)
+            case ["check-sat"] | ["exit"]:
+                self.asked = True
+            case ["set-logic" | "set-info" | "set-option" | "get-model", *_]:
+                pass
+            case _:
+                raise SpecError(f"an assert or a declaration of X_i or Y_j is due, but this stands there: {statement!r:.60}.")
+
+    def union(self, formula: str | list | tuple, negated: bool) -> list[Part]:
+        """The formula, or its negation, as a union of conjunctions."""
+        match formula:
+            case "true" | "false":
+                return [{}] if (formula == "true") != negated else []
+            case ["not", inner]:
+                return self.union(inner, not negated)
+            case ["=>", inner, then]:
+                return self.union(["or", ["not", inner], then], negated)
+            case ["and" | "or" as head, _, *_]:
+                unions = (self.union(inner, negated) for inner in formula[1:])
+                return self.product(unions) if (head == "and") != negated else list(chain.from_iterable(unions))
+            case ["<=" | ">=" | "<" | ">" | "=" as op, left, right]:
+                if op == "=":
+                    return self.union(["or" if negated else "and", *((one, left, right) for one in ("<>" if negated else ("<=", ">=")))], False)
+                row = self._row(_NEGATED[op] if negated else op, left, right)
+                return [] if row is None else [dict([row] if row[0] else [])]
+            case ["<=" | ">=" | "<" | ">" | "=" as op, _, _, *_]:
+                return self.union(["and", *((op, *pair) for pair in pairwise(formula[1:]))], negated)
+        raise SpecError(f"this is no formula of and, or, not, => and comparisons: {formula!r:.60}.")
+
+    def product(self, unions: Iterable[list[Part]]) -> list[Part]:
+        """The conjunction of unions, without repetitions and without parts whose bounds contradict each other."""
+        single: Part = {}
+        result, several = [single], []
+        for union in unions:
+            if len(union) == 1:
+                _add(single, union[0])
+            else:
+                several.append(union)
+        for union in several:
+            found: dict[frozenset, Part] = {}
+            for left, right in product(result, union):
+                both = dict(left)
+                _add(both, right)
+                self.written += len(both) if len(result) > 1 else 0
+                if _meets(right, both):
+                    found[frozenset(both.items())] = both
+                if self.written > MOST_NUMBERS or (len(found) > MOST_DISJUNCTS and len(result) > 1):
+                    limit = f"{MOST_DISJUNCTS:,} disjuncts or {MOST_NUMBERS:,} numbers"
+                    raise SpecError(f"its 'and's and 'or's multiplied out are more than {limit}: split the property.")
+            result = list(found.values())
+        return result
+
+    def _row(self, op: str, left: str | list | tuple, right: str | list | tuple) -> tuple[Form, Number] | None:
+        """left op right as a row; without a variable, a row without a form where it is true, None where not."""
+        sign = 1 if op[0] == "<" else -1
+        if type(left) is type(right) is str and left in self.names and left[0] == "X" and _NUMBER.fullmatch(right):
+            return ((left, float(sign)),), self._number(right, sign)
+        form = self._sum(["-", left, right])
+        offset, terms = -sign * form.get("", 0), sorted((name, sign * c) for name, c in form.items() if name and c)
+        if not terms:
+            return ((), (0.0, "0")) if offset > 0 or (offset == 0 and len(op) == 2) else None
+        exact = len(terms) == 1 and terms[0][0][0] == "X"
+        scale = abs(terms[0][1]) if exact else 1
+        row, near = tuple((name, _float(c / scale)) for name, c in terms), _float(offset / Fraction(scale))
+        if not all(abs(c) >= LEAST for _, c in row):
+            raise SpecError("a coefficient is too small: those below 2^-1022 in size are not read.")
+        return row, (near, offset / Fraction(scale) if exact else Fraction(near))
+
+    def _number(self, text: str, sign: int) -> Number:
+        """sign text; known ones are remembered, as long as they are few."""
+        known = self.numbers.get((text, sign))
+        if known is None:
+            bare = text.lstrip("+-")
+            minus = (text[0] == "-") != (sign < 0)
+            known = _float(float(text) * sign), "-" + bare if minus else bare
+            if len(self.numbers) < 100_000:
+                self.numbers[text, sign] = known
+        return known
+
+    def _sum(self, term: str | list | tuple) -> Sum:
+        """The linear term, exactly."""
+        match term:
+            case str() if term in self.names:
+                return {term: 1}
+            case str() if _NUMBER.fullmatch(term):
+                return {"": Fraction(term)}
+            case ["-", inner]:
+                return _times(self._sum(inner), -1)
+            case ["+" | "-" as sign, inner, *others]:
+                total = dict(self._sum(inner))
+                for other in others:
+                    for name, c in self._sum(other).items():
+                        total[name] = _short(total.get(name, 0) + (c if sign == "+" else -c))
+                return total
+            case ["*" | "/" as sign, inner, *others] if others or sign == "*":
+                total = self._sum(inner)
+                for other in map(self._sum, others):
+                    if sign == "*" and not set(total) - {""}:
+                        total, other = other, total
+                    factor = other.get("", 0)
+                    if set(other) - {""} or (sign == "/" and factor == 0):
+                        raise SpecError(f"this is no product with a number, or quotient by one that is not 0: {term!r:.60}.")
+                    total = _times(total, factor if sign == "*" else 1 / Fraction(factor))
+                return total
+        raise SpecError(f"this is no term of declared variables, numbers, +, -, * and /: {term!r:.60}.")
 
 
 def _nested(words: Iterator[re.Match], depth: int) -> list:
-    """The words up to the parenthesis that closes this list, as nested lists."""
+    """The words up to the parenthesis that closes this list, as nested lists; a comparison is a tuple, and |X_0| is X_0."""
     found: list = []
     if depth > MOST_DEPTH:
         raise SpecError("parentheses are nested too deeply.")
     for word in words:
-        if word[0] == ")":
+        asserted, op, left, right, declared = word.groups()
+        if asserted or declared:
+            raise SpecError("an assert or a declaration stands inside another statement.")
+        if op:
+            found.append((op, left, right))
+        elif word[0] == ")":
             return found
-        if word[0] in ('"', "|"):
+        elif word[0] in ('"', "|"):
             raise SpecError("a quotation is never closed.")
-        found.append(_nested(words, depth + 1) if word[0] == "(" else word[0])
+        elif word[0] == "(":
+            found.append(_nested(words, depth + 1))
+        else:
+            found.append(word[0][1:-1] if word[0][0] == "|" and _VARIABLE.fullmatch(word[0][1:-1]) else word[0])
     raise SpecError("a parenthesis is never closed.")
 
 
-def _alternatives(formula: str | list, negated: bool, names: set[str]) -> list[list[Row]]:
-    """The formula, or its negation, as a union of conjunctions."""
-    match formula:
-        case ["not", inner]:
-            return _alternatives(inner, not negated, names)
-        case ["and" | "or" as head, _, *_]:
-            several = [_alternatives(inner, negated, names) for inner in formula[1:]]
-            if (head == "or") != negated:
-                several = [list(chain.from_iterable(several))]
-            return _product(several)
-        case ["<=" | ">=" | "<" | ">" | "=" as op, left, right]:
-            form: dict[str, Fraction] = {}
-            _add(form, ["-", left, right], 1, names)
-            signs = (1, -1) if op == "=" else (1,) if (op[0] == "<") != negated else (-1,)
-            rows = [_row(form, sign) for sign in signs]
-            return [[row] for row in rows] if negated else [rows]
-    raise SpecError(f"this is no formula of and, or, not and comparisons of two terms: {formula!r:.60}.")
+def _short(value: Fraction | int) -> Fraction | int:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_BITS:
+        raise SpecError(f"its constants multiply to a fraction of more than {MOST_BITS:,} bits.")
+    return value
 
 
-def _product(several: list[list[list[Row]]]) -> list[list[Row]]:
-    """The conjunction of unions of conjunctions."""
-    count = prod(map(len, several))
-    if count + sum(count // max(1, len(union)) * sum(map(len, union)) for union in several) > MOST_NUMBERS:
-        raise SpecError(f"its 'and's and 'or's multiplied out are more than {MOST_NUMBERS:,} numbers: split the property.")
-    return [list(chain.from_iterable(choice)) for choice in product(*several)]
+def _times(form: Sum, factor: Fraction | int) -> Sum:
+    return {name: _short(c * factor) for name, c in form.items()}
 
 
-def _add(total: dict[str, Fraction], term: str | list, factor: Fraction | int, names: set[str]) -> None:
-    """total += factor term, with the coefficient of each variable, and the constant at ""."""
-    match term:
-        case str() if term in names:
-            total[term] = total.get(term, 0) + factor
-        case str() if _NUMBER.fullmatch(term):
-            total[""] = total.get("", 0) + factor * Fraction(term)
-        case ["-", inner]:
-            _add(total, inner, -factor, names)
-        case ["+" | "-" as sign, inner, *others]:
-            _add(total, inner, factor, names)
-            for other in others:
-                _add(total, other, factor if sign == "+" else -factor, names)
-        case ["*", str(number), inner] if _NUMBER.fullmatch(number):
-            _add(total, inner, factor * Fraction(number), names)
-        case ["*", inner, str(number)] if _NUMBER.fullmatch(number):
-            _add(total, inner, factor * Fraction(number), names)
-        case _:
-            raise SpecError(f"this is no term of declared variables, numbers, +, -, and * by a number: {term!r:.60}.")
-
-
-def _row(form: dict[str, Fraction], sign: int) -> Row:
-    """sign form <= 0. Its numbers are the nearest floats; but an offset that bounds one input or nothing is exact, the coefficient being 1 or -1."""
-    offset, terms = -sign * form.get("", Fraction(0)), sorted((name, sign * c) for name, c in form.items() if name and c)
-    exact = not terms or (len(terms) == 1 and terms[0][0][0] == "X")
-    scale = abs(terms[0][1]) if terms and exact else 1
+def _float(value: Fraction | float) -> float:
+    """The nearest float."""
     try:
-        row = tuple((name, float(c / scale)) for name, c in terms), float(offset / scale)
-        large = max(abs(row[1]), *(abs(c) for _, c in row[0]), 0.0) > LARGEST
+        near = float(value)
     except OverflowError:
-        large = True
-    if large:
+        near = inf
+    if abs(near) > LARGEST:
         raise SpecError("a number is too large: coefficients and offsets are read up to 2^100 in size.")
-    if not all(abs(c) >= LEAST for _, c in row[0]):
-        raise SpecError("a coefficient is too small: those below 2^-1022 in size are not read.")
-    return (row[0], offset / scale) if exact else row
+    return near
 
 
-def _least(rows: Iterable[Row], common: Part) -> Part:
-    """What the rows say that `common` does not."""
-    part: Part = {}
-    for form, offset in rows:
-        if offset < part.get(form, common.get(form, inf)):
+def _below(a: Number, b: Number) -> bool:
+    """a < b, exactly: rounding is monotone, so that only equal floats leave it open."""
+    return a[0] < b[0] or (a[0] == b[0] and a[1] != b[1] and Fraction(a[1]) < Fraction(b[1]))
+
+
+def _add(part: Part, more: Part) -> None:
+    """Makes `part` the conjunction of both."""
+    for form, offset in more.items():
+        if form not in part or _below(offset, part[form]):
             part[form] = offset
-    return part
 
 
-def _meets(part: Part, common: Part) -> bool:
-    """Whether both together leave an input: of the rows that are exact, no two contradict each other, and () none."""
-    exact = [(tuple((name, -c) for name, c in form), offset) for form, offset in part.items() if isinstance(offset, Fraction)]
-    return all(-offset <= part.get(opposite, common.get(opposite, inf)) for opposite, offset in exact)
+def _meets(part: Part, whole: Part) -> bool:
+    """Whether no bound of an input in `part` contradicts one of `whole` or of `part`."""
+    for form, offset in part.items():
+        if len(form) == 1 and form[0][0][0] == "X":
+            opposite = ((form[0][0], -form[0][1]),)
+            if any(opposite in known and _sign_of_sum(offset, known[opposite]) < 0 for known in (part, whole)):
+                return False
+    return True
 
 
-def _upwards(value: Fraction | float) -> float:
-    """The least float that is not below the value."""
-    nearest = float(value)
-    return nearest if nearest >= value else nextafter(nearest, inf)
+def _sign_of_sum(a: Number, b: Number) -> int:
+    """The sign of a + b, exactly."""
+    if -a[0] != b[0]:
+        return 1 if b[0] > -a[0] else -1
+    if type(a[1]) is type(b[1]) is str and a[1].lstrip("-") == b[1].lstrip("-"):
+        return 0
+    total = Fraction(a[1]) + Fraction(b[1])
+    return (total > 0) - (total < 0)
 
 
-def covered(prop: Property, cases: Iterable[tuple[np.ndarray, np.ndarray, Iterable]]) -> str | None:
-    """Every disjunct lies in a case: whatever the case's box and the rows of one of its polytopes say, the disjunct says, too.
+def covered(prop: Property, cases: Iterable[tuple[np.ndarray, np.ndarray, Iterable]], dtype: np.dtype | type = np.float32) -> str | None:
+    """Every disjunct lies in a case: the case's box holds the disjunct's, and whatever the rows of one of the case's polytopes say, it says, too.
+
+    The box of a disjunct is its real region and what a runtime receives for it: of a fixed input, the hull of its value and of the numbers of the
+    input type `dtype` nearest to the floats around it.
 
     A case is `(lower (n_in,), upper (n_in,), polytopes)`, a polytope `(output (R, n_out), offset (R,), input (R, n_in))`. Returns None, or the
     sentence that names a disjunct that is in no case.
     """
-    sides = [((f"X_{i}", sign),) for sign in (1.0, -1.0) for i in range(prop.n_in)]
-    common, *parts = ({form: _upwards(offset) for form, offset in part.items()} for part in ({(): 0.0} | prop.common, *prop.disjuncts))
-    waiting, boxed = dict(enumerate(parts)), set()
-    for lower, upper, polytopes in cases:
-        box = zip(sides, np.concatenate([upper, -lower]).tolist(), strict=True)
-        left = [(form, offset) for form, offset in box if not common.get(form, inf) <= offset]
-        known = [_rows_of(*polytope) for polytope in polytopes]
-        for d in [d for d, part in waiting.items() if all(part.get(form, inf) <= offset for form, offset in left)]:
-            boxed.add(d)
-            said = common | waiting[d]
-            if any(all(said.get(form, inf) <= offset for form, offset in rows) for rows in known):
-                del waiting[d]
+    boxes, known = _Boxes(prop, np.dtype(dtype)), [(lower, upper, [_rows_of(*polytope) for polytope in polytopes]) for lower, upper, polytopes in cases]
+    waiting = dict.fromkeys(range(len(prop.disjuncts)))
+    # Mostly case after case holds disjunct after disjunct; only what this leaves is compared with every case.
+    for lower, upper, polytopes in known:
+        while waiting and boxes.inside(d := next(iter(waiting)), lower, upper) and _said(prop, d, polytopes):
+            del waiting[d]
     for d in waiting:
-        why = "a case's box contains its box, but it has other rows than that case's polytopes" if d in boxed else "no case's box contains its box"
-        return f"disjunct {d + 1} of {len(parts)} of {prop.name} is in no case of the certificate: {why}."
+        boxed = False
+        for lower, upper, polytopes in known:
+            if boxes.inside(d, lower, upper):
+                boxed = True
+                if _said(prop, d, polytopes):
+                    break
+        else:
+            why = "a case's box contains its box, but it has other rows than that case's polytopes" if boxed else "no case's box contains its box"
+            return f"disjunct {d + 1} of {len(prop.disjuncts)} of {prop.name} is in no case of the certificate: {why}."
     return None
 
 
-def _rows_of(output: np.ndarray, offset: np.ndarray, inputs: np.ndarray) -> list[Row]:
+class _Boxes:
+    """The boxes of a property's disjuncts, rounded outwards to floats."""
+
+    def __init__(self, prop: Property, dtype: np.dtype) -> None:
+        self.prop, self.dtype = prop, dtype
+        self.forms = [(((f"X_{i}", -1.0),), ((f"X_{i}", 1.0),)) for i in range(prop.n_in)]
+        self.lower, self.upper = np.array([self._ends(i, {}, _beyond) for i in range(prop.n_in)]).T
+
+    def inside(self, d: int, lower: np.ndarray, upper: np.ndarray) -> bool:
+        """Whether the box of disjunct d lies in [lower, upper]; only where an ulp decides are its ends compared exactly."""
+        part = self.prop.disjuncts[d]
+        own = {int(form[0][0][2:]) for form in part if len(form) == 1 and form[0][0][0] == "X"}
+        outside = set(np.flatnonzero(~((lower <= self.lower) & (self.upper <= upper))).tolist())
+        return all(self._inside(i, part, lower[i], upper[i]) for i in own | outside)
+
+    def _inside(self, i: int, part: Part, lower: float, upper: float) -> bool:
+        ends = (self._ends(i, part, outwards) for outwards in (_beyond, _upwards))
+        return any(lower <= low and high <= upper for low, high in ends)
+
+    def _ends(self, i: int, part: Part, outwards: Callable[[Number], float]) -> tuple[float, float]:
+        """The hull of input i in floats, infinite where a bound is missing; `outwards` makes a float of an end."""
+        minus, plus = (part.get(form) or self.prop.common.get(form) for form in self.forms[i])
+        low, high = -inf if minus is None else -outwards(minus), inf if plus is None else outwards(plus)
+        if plus is not None and minus is not None and _sign_of_sum(minus, plus) == 0:
+            with np.errstate(over="ignore"):
+                received = np.array([low, high]).astype(self.dtype).astype(float)
+            low, high = min(low, float(received[0])), max(high, float(received[1]))
+        return low, high
+
+
+def _beyond(value: Number) -> float:
+    """A float that is not below the number, at most an ulp too large; the least at zero."""
+    return nextafter(value[0], inf) if value[0] else _upwards(value)
+
+
+def _upwards(value: Number) -> float:
+    """The least float that is not below the number."""
+    near, exact = value
+    return near if Fraction(near) >= Fraction(exact) else nextafter(near, inf)
+
+
+def _said(prop: Property, d: int, polytopes: Iterable[list[tuple[Form, float]]]) -> bool:
+    """Whether disjunct d says the rows of one of the polytopes."""
+    part = prop.disjuncts[d]
+
+    def least(form: Form) -> float:
+        if not form:
+            return 0.0
+        offset = part.get(form) or prop.common.get(form)
+        return inf if offset is None else _upwards(offset)
+
+    return any(all(least(form) <= offset for form, offset in rows) for rows in polytopes)
+
+
+def _rows_of(output: np.ndarray, offset: np.ndarray, inputs: np.ndarray) -> list[tuple[Form, float]]:
     """The rows of a polytope as the reader has them."""
     rows = []
     for of_y, of_x, bound in zip(output, inputs, offset):

@@ -13,14 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from verifier.certificate.affine import Affine, align, is_affine, windows
-from verifier.certificate.arithmetic import LARGEST, LONGEST, Arithmetic, Exact, Runtime
-from verifier.certificate.bound import RELU, Problem, Rows, activation, bound_both_sides, center_and_radius
+from verifier.certificate.arithmetic import FLOAT32, LARGEST, LONGEST, Arithmetic, Exact, Runtime
+from verifier.certificate.bound import RELU, Ball, Problem, Rows, activation, bound_both_sides, center_and_radius
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
 
-THIN = 1e-12
-"""Inputs whose interval is thinner than this, relative to their size, are constants with an error."""
-LAYER_ERRORS, FEW_INPUTS, LARGE_LAYER_ERRORS = 2048, 64, 6000
+FIXED, FEW_INPUTS = 1e-12, 64
+"""Inputs whose interval is thinner than this, relative to their size, are constants with an error. Those that are as thin as a number and the
+
+nearest one of the network's type (up to 4 u) are symbols up to so many, else constants with an error too: some networks have hundreds.
+"""
+LAYER_ERRORS, LARGE_LAYER_ERRORS = 2048, 6000
 """Most active neurons of one layer whose errors become symbols: more where there are few inputs, so that the columns stay few."""
 MOST_EXACT = 100_000
 """Most weights of a network in rationals."""
@@ -48,6 +51,7 @@ class Statement:
     """What is asked: the box `lower, upper (n_in,)`, rows `output (S, n_out)`, `input (S, n_in)`, `offset (S,)`, and names of neurons.
 
     `names` gives (node, number) a position in the certificate's table; neurons at the positions `kept` stay in the problem whatever their bounds.
+    `ball`: the inputs lie in it too, {x : ||x - center||_norm <= radius}, norm 1 or 2.
     """
 
     lower: np.ndarray
@@ -57,6 +61,7 @@ class Statement:
     offset: np.ndarray
     names: Mapping[tuple[str, int], int]
     kept: frozenset[int]
+    ball: tuple[np.ndarray, float, int] | None = None
 
 
 def reduce(graph: Graph, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> Problem:
@@ -80,25 +85,45 @@ def reduce(graph: Graph, statement: Statement, arithmetic: Arithmetic, runtime: 
     return builder.finish(values[graph.output].view(-1), values[graph.input.name].view(-1))
 
 
+def free_inputs(statement: Statement, runtime: Runtime | None) -> np.ndarray:
+    """Which inputs are symbols, `(n_in,)`. With a ball no thin one is: what a runtime receives for it may lie outside of the ball."""
+    width, size = statement.upper - statement.lower, np.maximum(abs(statement.lower), abs(statement.upper))
+    free, thin = width > FIXED * size, width <= 4 * (runtime or FLOAT32).u * size
+    return free & ~thin if statement.ball is not None or (free & thin).sum() > FEW_INPUTS else free
+
+
 class _Builder:
-    """The problem as far as it is built. `low, high`: the symbols' ranges; `is_neuron`: which of them are outputs of neurons, not inputs."""
+    """The problem as far as it is built. `low, high`: the symbols' ranges; `is_neuron`: which of them are outputs of neurons, not inputs.
+
+    `terms`: how many products were summed into a node's value; `largest`, `weight`: bounds of all values and of all weights up to now.
+    """
 
     def __init__(self, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> None:
         self.statement, self.arithmetic, self.runtime, self.calls = statement, arithmetic, runtime, Counter()
+        self.terms, self.weight = Counter(), 0.0
         lower, upper = arithmetic.array(statement.lower), arithmetic.array(statement.upper)
         center, radius = center_and_radius(arithmetic, lower, upper)
-        free = statement.upper - statement.lower > THIN * np.maximum(abs(statement.lower), abs(statement.upper))
+        free = free_inputs(statement, runtime)
         index = np.nonzero(free)[0]
         columns = np.zeros((1 + len(index), len(center)), arithmetic.dtype)
         columns[0], columns[np.arange(1, len(columns)), index] = center, radius[index]
         size = arithmetic.up(abs(center) + radius)
-        self.source = Value(columns, radius * ~free, size, size)
+        self.source, self.largest = Value(columns, radius * ~free, size, size), size.max(initial=0)
         self.low, self.high = arithmetic.array(-np.ones(len(index))), arithmetic.array(np.ones(len(index)))
         self.is_neuron = np.zeros(len(index), bool)
         none = np.zeros(0, arithmetic.dtype)
         A, W = np.zeros((0, len(index)), arithmetic.dtype), np.zeros((0, 0), arithmetic.dtype)
         rows = Rows(W, A, none, none)
-        self.problem = Problem(arithmetic, A, W, none, none, none, none, (), np.zeros(0, int), rows, index, center[index], radius[index])
+        ball = self._ball(center[index], radius[index], index)
+        self.problem = Problem(arithmetic, A, W, none, none, none, none, (), np.zeros(0, int), rows, index, center[index], radius[index], ball)
+
+    def _ball(self, center: np.ndarray, radius: np.ndarray, index: np.ndarray) -> Ball | None:
+        """The statement's ball on the scale of the symbols: what is no symbol is left out, which makes the ball no smaller."""
+        if self.statement.ball is None:
+            return None
+        middle, size, norm = self.statement.ball
+        reach = self.arithmetic.up(self.arithmetic.array(size) / radius)
+        return Ball((self.arithmetic.array(middle)[index] - center) / radius, reach, norm)
 
     def grown(self, value: Value) -> Value:
         """`value` with zero columns for the symbols that are new to it."""
@@ -113,31 +138,61 @@ class _Builder:
         if not is_affine(node) and node.op not in _NONLINEAR:
             raise UnsupportedError(f"Node {node.name!r}: the checker does not cover the operation {node.op!r}.")
         value = self._affine(Affine(node, self.arithmetic), inputs) if is_affine(node) else _NONLINEAR[node.op](self, node, inputs)
-        if not np.all(value.most < LARGEST):
-            raise UnsupportedError(f"Node {node.name!r}: its values may exceed 2^100, which the checker does not follow.")
+        self.check(value, node)
+        self.largest = max(self.largest, value.most.max(initial=0))
         return value
 
+    def check(self, value: Value, node: Node, times: int = 1) -> None:
+        """Refuses values that, `times` as large, may not be numbers of the runtime, or are too large for the accounting of underflow."""
+        limit = min(LARGEST, self.runtime.largest if self.runtime else LARGEST)
+        if not np.all(times * value.most < limit):
+            raise UnsupportedError(f"Node {node.name!r}: its values may exceed {limit:.6g}, which the checker does not follow.")
+
     def _affine(self, affine: Affine, inputs: list[Value]) -> Value:
-        shift, terms, k = affine.shift(), affine.shift_terms(), affine.products(inputs[0].error.shape)
+        node, shift, terms, k = affine.node, affine.shift(), affine.shift_terms(), affine.products(inputs[0].error.shape)
         if k > LONGEST:
-            raise UnsupportedError(f"Node {affine.node.name!r} sums {k:,} products: the checker follows up to {LONGEST:,}.")
+            raise UnsupportedError(f"Node {node.name!r} sums {k:,} products: the checker follows up to {LONGEST:,}.")
         columns = affine.linear([value.columns for value in inputs])
         columns = np.concatenate([columns[:1] + shift, columns[1:]]) if np.any(shift != 0) else columns
         error, size, most = affine.absolute([np.stack(value[1:]) for value in inputs])
         error, size, most = (self.arithmetic.up(part) for part in (error, size + terms, most + terms))
+        value = Value(columns, error, size, most)
         if k == 0:
-            return Value(columns, error, size, most)
+            self.terms[node.name] = max(self.terms[name] for name in node.inputs)
+            return value
         read = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0)
-        error = self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * size)
-        return self.computed(Value(columns, error, size, most), k, most)
+        value = value._replace(error=self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * most))
+        if self.runtime and node.op in ("AveragePool", "ReduceMean"):
+            self.check(value, node, k)
+        value = self.computed(value, k, most)
+        return self._fused(affine, inputs, terms, value) if self.runtime else value
+
+    def _fused(self, affine: Affine, inputs: list[Value], shift: np.ndarray, value: Value) -> Value:
+        """`value` off by what a runtime rounds more that works a scale or a summand into the sum before it.
+
+        What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow.
+        """
+        node, weights = affine.node, [float(abs(c).max(initial=0)) for key, c in affine.node.constants.items() if key in _WEIGHTS]
+        counts = [self.terms[name] for name in node.inputs]
+        if node.op == "Scale" and counts[0]:
+            if not max(weights) * self.weight < self.runtime.largest:
+                raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
+            value = self.off(value, self.runtime.room(counts[0], shift + 0 * value.most, self.arithmetic, self.largest))
+        elif node.op in ("Add", "Sub") and any(counts):
+            terms = affine.absolute([(own.most * bool(other))[None] for own, other in zip(inputs, reversed(counts))])[0]
+            value = self.off(value, self.runtime.room(max(counts), terms, self.arithmetic))
+        own = affine.products(inputs[0].error.shape)
+        self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else own
+        self.weight = max(self.weight, *weights, 0.0)
+        return value
 
     def computed(self, value: Value, k: int, terms: np.ndarray) -> Value:
         """`value` off by what the runtime rounds in sums of k products, of absolute values `terms` in all."""
-        if self.runtime is None:
-            return value
-        off = self.runtime.room(k, terms, self.arithmetic)
-        most = self.arithmetic.up(value.most + off)
-        return value._replace(error=self.arithmetic.up(value.error + off), most=most)
+        return value if self.runtime is None else self.off(value, self.runtime.room(k, terms, self.arithmetic))
+
+    def off(self, value: Value, room: np.ndarray | float) -> Value:
+        """`value` off by `room` more."""
+        return value._replace(error=self.arithmetic.up(value.error + room), most=self.arithmetic.up(value.most + room))
 
     def combined(self, *parts: tuple[np.ndarray | float, Value], shift: np.ndarray | float = 0.0) -> Value:
         """sum of factor * value + shift, exactly up to this arithmetic's rounding; factors broadcast to the values' shape."""
@@ -161,6 +216,10 @@ class _Builder:
         center, size = flat[0] + middle @ flat[1:], self.arithmetic.up(abs(flat[0]) + reach.sum(0))
         room = self.arithmetic.up(self.arithmetic.room(2 * len(flat) + EXTRA_TERMS, size) + value.error)
         lower, upper = center - reach[0] - room, center + reach[0] + room
+        if (ball := self.problem.ball) is not None:
+            own = flat[1:1 + len(ball.center)].T
+            inward = [np.fmax(ball.least(sign * own, self.arithmetic) + abs(own).sum(1), 0) for sign in (1, -1)]
+            lower, upper = lower + inward[0], upper - inward[1]
         lower, upper = np.maximum(lower, -value.most), np.minimum(upper, value.most)
         open_rows = np.nonzero(~((lower >= 0) | (upper <= 0)))[0]
         if len(self.problem.b) and len(open_rows):
@@ -176,6 +235,7 @@ class _Builder:
 
         A ReLU that reaches no higher than its error is nothing but that error.
         """
+        self.check(value, node)
         shape, value = value.error.shape, self.grown(value).view(-1)
         lower, upper, size = self.bounds(value)
         number = np.arange(len(lower)) + self.calls[node.name] * len(lower)
@@ -190,7 +250,9 @@ class _Builder:
         if self.runtime and 0 < active.sum() <= (LARGE_LAYER_ERRORS if len(self.problem.free) <= FEW_INPUTS else LAYER_ERRORS):
             own = np.nonzero(active & (error > 0))[0]
             columns = np.concatenate([columns, np.zeros((len(own), len(lower)), columns.dtype)])
-            columns[np.arange(len(columns) - len(own), len(columns)), own], error = error[own], 0 * error
+            columns[np.arange(len(columns) - len(own), len(columns)), own] = error[own]
+            size[own] = self.arithmetic.up(size[own] + error[own])
+            error[own] = 0  # of these alone: a dead one's error is no symbol
             self._symbols(self.arithmetic.array(-np.ones(len(own))), self.arithmetic.array(np.ones(len(own))), False)
         rows = self._rows(self.grown(value).columns, index, value.error)
         columns = np.concatenate([columns, np.zeros((len(index), len(lower)), columns.dtype)])
@@ -248,12 +310,12 @@ def _max_pool(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
         raise UnsupportedError(f"Node {node.name!r} has a window that lies in the padding alone: its maximum is not a number.")
     index = np.where(index < 0, index.max(0), index)
     flat = inputs[0].view(-1)
-    players = [Value(flat.columns[:, row], *(part[row] for part in flat[1:])) for row in index]
+    players, most = [Value(flat.columns[:, row], *(part[row] for part in flat[1:])) for row in index], flat.most[index].max(0)
     while len(players) > 1:
         pairs = zip(players[::2], players[1::2])
         won = [builder.combined((1.0, a), (1.0, builder.activate(builder.combined((1.0, b), (-1.0, a)), RELU, node))) for a, b in pairs]
         players = won + players[len(players) - len(players) % 2:]
-    return builder.grown(players[0]).view(*node.shape)
+    return builder.grown(players[0])._replace(most=most).view(*node.shape)
 
 
 def _product(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
@@ -262,7 +324,7 @@ def _product(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
     x, y = (Value(wide(value.columns), *wide(np.stack(value[1:]))) for value in inputs)
     sides = [[part.reshape(node.shape).astype(np.float64) for part in builder.bounds(value.view(-1))[:2]] for value in (x, y)]
     (x0, y0), (wide_x, wide_y) = ([(u + l) / 2 for l, u in sides], [np.maximum(u - l, 1e-12) for l, u in sides])
-    scale = np.exp2(np.rint(np.log2(wide_y / wide_x) / 2))
+    scale = np.exp2(np.rint(np.log2(wide_y / wide_x) / 2))  # any power of two is right; this one is the prover's
     dx, dy = builder.combined((1.0, x), shift=-x0), builder.combined((1.0, y), shift=-y0)
     plus = builder.activate(builder.combined((scale, dx), (1 / scale, dy)), "square", node)
     minus = builder.activate(builder.combined((scale, dx), (-1 / scale, dy)), "square", node)
@@ -277,10 +339,10 @@ def _smooth(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
     value = builder.activate(inputs[0], node.op.lower(), node)
     if builder.runtime is None:
         return value
-    off = builder.runtime.transcendental
-    return value._replace(error=value.error + off, most=value.most + off)
+    return builder.off(value, builder.runtime.transcendental)
 
 
+_WEIGHTS = ("weight", "scale")
 _NONLINEAR = {
     "Relu": lambda builder, node, inputs: builder.activate(inputs[0], RELU, node), "LeakyRelu": _leaky, "Clip": _clip, "MaxPool": _max_pool,
     "Mul": _product, "Sigmoid": _smooth, "Tanh": _smooth,

@@ -57,16 +57,21 @@ class Node:
 class Graph:
     """Nodes in topological order, the first the only Input, `output` the name of the node whose value is the network's.
 
-    `source` is the file it was read from, empty for a network that has none. `computed` names the file's nodes that do not depend on the input and
-    were computed in floating point when it was read: a runtime may have rounded them otherwise. `arithmetic`: what the file computes in throughout
-    (float32), empty where it mixes types. `raw`: the graph as it was read, before passes changed it: what proofs are checked on.
+    `source` is the file it was read from, empty for a network that has none, and `digest` that of the bytes that were read. `computed` names the
+    file's nodes that do not depend on the input and were computed and rounded when it was read: a runtime may have rounded them otherwise.
+    `arithmetic` is the floating type in which the file computes what depends on the input, float16, float32 or float64; None where it is not one of
+    them alone (`mixed` says why) or there is no file; `input_type` is that of its input. `raw` is the graph as it was read, before passes changed it:
+    what proofs are checked on.
     """
 
     nodes: tuple[Node, ...]
     output: str
     source: str = ""
     computed: tuple[str, ...] = ()
-    arithmetic: str = ""
+    digest: str = ""
+    arithmetic: str | None = None
+    mixed: str = ""
+    input_type: str = "float32"
     raw: Graph | None = None
 
     @property

@@ -1,23 +1,24 @@
-"""The ONNX file format: bytes -> model, tensors -> arrays, what a model says of itself. Knows protobuf, not what an operation means."""
+"""The ONNX file format: tensors -> arrays, what a model says of itself. Knows protobuf, not what an operation means."""
 from __future__ import annotations
 
-import gzip
-import hashlib
-import zlib
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from verifier.errors import ModelError, UnsupportedError
+from verifier.graph.onnx_read import read_model, read_model_bytes, runnable_bytes, tensors_of
+
+__all__ = ["model_digest", "parse_model", "read_model", "read_model_bytes", "runnable_bytes"]
 
 _OLDEST_OPSET = 7
-# Constants are weights and masks; one of this many values would fill a gigabyte.
-_MOST_COMPUTED = 2**28
-_TYPE_NAMES = {
+# A sparse tensor is read as a dense one: of up to so many values.
+_MOST_DENSE = 2**28
+KINDS = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
     TensorProto.FLOAT16: "float16",
@@ -28,84 +29,14 @@ _TYPE_NAMES = {
 }
 
 
-def read_model_bytes(path: str | Path) -> bytes:
-    """The file's bytes, decompressed where it is gzip.
-
-    Raises:
-        ModelError: there is no such file, it cannot be read, or it is empty.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder: give the .onnx file in it.")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
-    data = _decompressed(data, path) if data[:2] == b"\x1f\x8b" else data
-    if not data:
-        raise ModelError(f"{path} is empty.")
-    return data
-
-
-def _decompressed(data: bytes, path: Path) -> bytes:
-    cut = f"{path} is a damaged gzip file: it cannot be decompressed to its end."
-    try:
-        return gzip.decompress(data)
-    except EOFError:
-        raise ModelError(cut) from None
-    except OSError:
-        raise ModelError(cut) from None
-    except zlib.error:
-        raise ModelError(cut) from None
+def parse_model(path: str | Path) -> ModelProto:
+    """The model of a file, with its external data, and its local functions written out; errors as for `read_model`."""
+    return read_model(path)[0]
 
 
 def model_digest(path: str | Path) -> str:
-    """SHA-256, in hexadecimal, of the file's bytes (decompressed where it is gzip) and of its external data, the files ordered by name.
-
-    Raises:
-        ModelError: the model cannot be read.
-    """
-    data = read_model_bytes(path)
-    sum_ = hashlib.sha256(data)
-    graph = _decoded(data, path).graph
-    tensors = [*graph.initializer, *(attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t"))]
-    for name in sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}):
-        file = Path(path).parent / name
-        if not file.is_file():
-            raise ModelError(f"{path} keeps weights in {name!r}, which is not there: keep the two files together.")
-        try:
-            sum_.update(file.read_bytes())
-        except OSError as error:
-            raise ModelError(f"{path} keeps weights in {name!r}, which cannot be read: {error.strerror or error}.") from None
-    return sum_.hexdigest()
-
-
-def _decoded(data: bytes, path: str | Path) -> ModelProto:
-    try:
-        return onnx.load_model_from_string(data)
-    except DecodeError:
-        raise ModelError(f"{path} is not an ONNX file: its bytes cannot be decoded; is it cut, or of another format?") from None
-
-
-def parse_model(path: str | Path) -> ModelProto:
-    """The model of a file, with its external data, and its local functions written out.
-
-    Raises:
-        ModelError: the bytes are not an ONNX model, or the external data is not there.
-    """
-    model = _decoded(read_model_bytes(path), path)
-    if not model.graph.node:
-        raise ModelError(f"{path} is not an ONNX network: it holds no operation.")
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
-        try:
-            onnx.external_data_helper.load_external_data_for_model(model, str(Path(path).parent))
-        except Exception as error:
-            raise ModelError(f"{path} keeps weights in another file, which cannot be read: {first_line(error)}") from None
-    if model.functions:
-        from onnx import inliner
-
-        model = inliner.inline_local_functions(model)
-    return model
+    """The digest of a file and all that it points to; `read_model` says what it is, and gives the model that was read with it."""
+    return read_model(path)[1]
 
 
 def first_line(error: Exception) -> str:
@@ -123,14 +54,29 @@ def opset_of(model: ModelProto) -> int:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions:
         raise ModelError("the file names no version of the ONNX operations: is it damaged?")
+    if len(set(versions)) > 1:
+        raise ModelError(f"the file names several versions of the ONNX operations, {versions}: is it damaged?")
     if min(versions) < _OLDEST_OPSET:
         raise ModelError(f"the file uses ONNX operations of version {min(versions)}; {_OLDEST_OPSET} is the oldest read here: convert it.")
     return versions[0]
 
 
 def constant_names(model: ModelProto) -> set[str]:
-    """Names of the initializers, dense and sparse."""
-    return {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    """Names of the initializers, dense and sparse.
+
+    Raises:
+        ModelError: two have one name, so that runtimes may take either.
+    """
+    names = Counter([*(t.name for t in model.graph.initializer), *(t.values.name for t in model.graph.sparse_initializer)])
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ModelError(f"initializer {twice[0]!r} is there twice: is the file damaged?")
+    return set(names)
+
+
+def stored_values(model: ModelProto) -> int:
+    """How many numbers the initializers and the attributes of nodes hold, at two bytes a number: what constants are made of."""
+    return sum(tensor.ByteSize() for tensor in tensors_of(model.graph)) // 2
 
 
 def input_of(model: ModelProto) -> ValueInfoProto:
@@ -157,12 +103,10 @@ def input_type(model: ModelProto) -> np.dtype:
 
 
 def computes_in_float32(model: ModelProto) -> bool:
-    """Whether a runtime computes in binary32 throughout: the input is float32, and no weight or cast is of a narrower type."""
-    narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    casts = (a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
-    constants = (a.t.data_type for node in model.graph.node for a in node.attribute if a.type == AttributeProto.TENSOR)
-    types = {*(tensor.data_type for tensor in model.graph.initializer), *casts, *constants}
-    return input_of(model).type.tensor_type.elem_type == TensorProto.FLOAT and not types.intersection(narrow)
+    """Whether a runtime computes in binary32 throughout what depends on the input; `Graph.arithmetic` says it of a graph that is loaded."""
+    from verifier.graph.onnx_load import graph_of
+
+    return graph_of(model).arithmetic == "float32"
 
 
 def output_of(model: ModelProto) -> str:
@@ -203,26 +147,34 @@ def live_nodes(model: ModelProto, output: str) -> list[NodeProto]:
 
 def float_array(array: np.ndarray) -> np.ndarray:
     """The array, with float16, bfloat16 and smaller floats as float32."""
-    small = array.dtype.kind in "fV" and array.dtype not in (np.float32, np.float64)
-    return array.astype(np.float32) if small else array
+    return array.astype(np.float32) if is_floating(array) and array.dtype not in (np.float32, np.float64) else array
+
+
+def is_floating(array: np.ndarray) -> bool:
+    """Whether an array holds floating-point numbers, those of types that numpy has not included."""
+    return array.dtype.kind in "fV"
 
 
 def array_of(tensor: TensorProto | SparseTensorProto) -> np.ndarray:
-    """A tensor of the file as an array.
+    """A tensor of the file as an array, of the file's own type.
 
     Raises:
         ModelError: its data does not fill its shape, or its type holds no numbers.
     """
     name = tensor.values.name if isinstance(tensor, SparseTensorProto) else tensor.name
     try:
-        return _dense(tensor) if isinstance(tensor, SparseTensorProto) else float_array(numpy_helper.to_array(tensor))
+        return _dense(tensor) if isinstance(tensor, SparseTensorProto) else numpy_helper.to_array(tensor)
     except Exception as error:
         raise ModelError(f"initializer {name!r} cannot be read ({first_line(error)}): is the file cut?") from None
 
 
 def _dense(sparse: SparseTensorProto) -> np.ndarray:
     """Zeros but for the listed places: linear indices `(n,)` or coordinates `(n, rank)`."""
-    values, indices = float_array(numpy_helper.to_array(sparse.values)), numpy_helper.to_array(sparse.indices)
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    if math.prod(sparse.dims) > _MOST_DENSE:
+        raise ValueError(f"more than {_MOST_DENSE:,} values")
+    if indices.size and (indices.min() < 0 or len(np.unique(indices, axis=0)) != len(indices)):
+        raise ValueError("a place that is negative or there twice")
     dense = np.zeros(tuple(sparse.dims), values.dtype)
     if indices.ndim == 1:
         dense.reshape(-1)[indices] = values
@@ -236,9 +188,12 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
 
     Raises:
         UnsupportedError: an attribute is a graph.
+        ModelError: one is there twice, or is no number.
     """
     found: dict[str, Any] = {}
     for attribute in node.attribute:
+        if attribute.name in found:
+            raise ModelError(f"{node.op_type} {node.name or node.output[0]!r} has its attribute {attribute.name!r} twice: is the file damaged?")
         if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
             raise UnsupportedError("it runs a graph of its own")
         value = helper.get_attribute_value(attribute)
@@ -252,7 +207,7 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
         _check_number(node, attribute.name, value)
     if node.op_type == "Cast":
         kind = found.get("to")
-        found["to"] = _TYPE_NAMES.get(kind, f"type {kind}") if isinstance(kind, int) else "no type"
+        found["to"] = KINDS.get(kind, f"type {kind}") if isinstance(kind, int) else "no type"
     return found
 
 
@@ -264,55 +219,6 @@ def _check_number(node: NodeProto, name: str, value: Any) -> None:
     """
     if node.op_type != "Clip" and isinstance(value, float) and not np.isfinite(value):
         raise ModelError(f"{node.op_type} {node.name or node.output[0]!r} has {name} = {value}.")
-
-
-def compute(node: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int) -> tuple[np.ndarray, ...]:
-    """The outputs of a node whose inputs are known, by onnx's reference implementation.
-
-    Raises:
-        UnsupportedError: it has none, or it fails.
-    """
-    attributes = attributes_of(node)
-    if node.op_type == "Constant":
-        return (_constant(attributes),)
-    from onnx.reference import ReferenceEvaluator
-
-    feed = {name: value for name, value in zip(node.input, inputs) if name}
-    if _size_asked(node, inputs) > _MOST_COMPUTED:
-        raise UnsupportedError(f"a constant of more than {_MOST_COMPUTED} values")
-    infos = [[helper.make_value_info(name, onnx.TypeProto()) for name in names if name] for names in (feed, node.output)]
-    model = helper.make_model(helper.make_graph([node], "one node", *infos), opset_imports=[helper.make_opsetid("", opset)])
-    try:
-        results = ReferenceEvaluator(model).run(None, feed)
-    except Exception as error:
-        raise UnsupportedError(f"a constant that cannot be computed: {first_line(error)}") from None
-    if not all(isinstance(result, (np.ndarray, np.generic)) for result in results):
-        raise UnsupportedError("a constant that is not a tensor")
-    named = iter(results)
-    return tuple(float_array(np.asarray(next(named))) if name else np.empty(0) for name in node.output)
-
-
-def _size_asked(node: NodeProto, inputs: tuple[np.ndarray | None, ...]) -> float:
-    """How many values an operation is told to make by the values (not the sizes) of its inputs, roughly."""
-    numbers = [np.asarray(value, np.float64).reshape(-1) for value in inputs if value is not None and value.dtype.kind in "if"]
-    if node.op_type == "ConstantOfShape" and numbers:
-        return float(np.prod(numbers[0]))
-    if node.op_type in ("Expand", "Tile", "Resize", "Upsample", "Pad", "OneHot") and len(numbers) > 1:
-        return float(np.prod(np.abs(numbers[-1]) + 1)) * max(numbers[0].size, 1)
-    if node.op_type == "Range" and len(numbers) == 3 and numbers[2].any():
-        return float(np.abs((numbers[1] - numbers[0]) / numbers[2]).max())
-    return 0.0
-
-
-def _constant(attributes: dict[str, Any]) -> np.ndarray:
-    """The value of a Constant, in any of its forms."""
-    for key, kind in (("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64), ("value_ints", np.int64)):
-        if key in attributes:
-            return np.array(attributes[key], kind)
-    value = attributes.get("value", attributes.get("sparse_value"))
-    if value is None:
-        raise UnsupportedError("a constant that is not a number")
-    return value
 
 
 def inferred_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ refusals in one error.
 """
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +14,38 @@ from onnx import ModelProto, NodeProto
 
 from verifier.errors import ModelError, ShapeError, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph, Node
+from verifier.graph.onnx_constants import Constants
 from verifier.graph.onnx_elementwise import ELEMENTWISE
 from verifier.graph.onnx_file import (
+    KINDS,
     array_of,
     attributes_of,
-    compute,
-    computes_in_float32,
+    constant_names,
     first_line,
+    float_array,
     inferred_shapes,
     input_of,
     input_type,
+    is_floating,
     live_nodes,
     opset_of,
     output_of,
-    parse_model,
+    read_model,
     read_model_bytes,
     shape_of,
+    stored_values,
 )
 from verifier.graph.onnx_linear import LINEAR
 from verifier.graph.onnx_lowering import Lower, Lowering, OnnxNode, Value, Variable
+from verifier.graph.onnx_resize import RESIZES
+from verifier.graph.onnx_rounding import is_rounded
 from verifier.graph.onnx_shapes import SHAPES
+from verifier.graph.onnx_types import Types
 from verifier.graph.onnx_windows import WINDOWS
 
-__all__ = ["load_onnx", "read_model_bytes", "supported_operations"]
+__all__ = ["graph_of", "load_onnx", "read_model_bytes", "supported_operations"]
 
 _RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
-# What computes nothing: values are taken, moved or repeated.
-_MOVES = frozenset({
-    "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Neg", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
-    "Transpose", "Unsqueeze",
-})
 # Below a refused node: a value that depends on the input, of a shape that nobody knows.
 _OPAQUE = Variable("", ())
 # What a lowering runs into where an attribute is missing, or of a type or size that ONNX does not allow there.
@@ -56,7 +59,7 @@ def supported_operations() -> tuple[str, ...]:
 
 
 def _lowerings() -> dict[str, Lower]:
-    return {**ELEMENTWISE, **LINEAR, **SHAPES, **WINDOWS}
+    return {**ELEMENTWISE, **LINEAR, **RESIZES, **SHAPES, **WINDOWS}
 
 
 def load_onnx(path: str | Path) -> Graph:
@@ -72,9 +75,14 @@ def load_onnx(path: str | Path) -> Graph:
         UnsupportedError: operations without an exact lowering; the message lists all.
         ModelError, ShapeError: the file is unreadable or damaged, or is not one function of one input.
     """
-    model = parse_model(path)
+    model, digest = read_model(path)
+    return graph_of(model, path, digest)
+
+
+def graph_of(model: ModelProto, path: str | Path = "the model", digest: str = "") -> Graph:
+    """The network of a model that was read from `path`; result and errors as for `load_onnx`."""
     try:
-        return _Loader(model, str(path)).graph()
+        return replace(_Loader(model, str(path)).graph(), digest=digest)
     except UnsupportedError as error:
         raise UnsupportedError(f"{path} {error}") from None
     except ModelError as error:
@@ -97,6 +105,10 @@ class _Loader:
         self.values: dict[str, Value | None] = {}
         self.refused: list[str] = []
         self.computed: list[str] = []
+        constant_names(model)
+        info = input_of(model)
+        self.types = Types(info.name, KINDS.get(info.type.tensor_type.elem_type, "another type"))
+        self.constants = Constants(self.opset, stored_values(model))
         self.inferred: dict[str, tuple[int, ...]] | None = None
         taken = frozenset(name for node in model.graph.node for name in (*node.input, *node.output))
         self.build = Lowering(taken, input_type(model))
@@ -114,8 +126,9 @@ class _Loader:
         result = self.values.get(self.output)
         if not isinstance(result, Variable):
             raise ModelError(f"output {self.output!r} does not depend on the input, so there is nothing to verify.")
-        arithmetic = "float32" if computes_in_float32(self.model) else ""
-        return Graph(tuple(self.build.nodes.values()), result.name, self.source, tuple(self.computed), arithmetic)
+        arithmetic, mixed = self.types.arithmetic()
+        made = Graph(tuple(self.build.nodes.values()), result.name, self.source, tuple(self.computed))
+        return replace(made, arithmetic=arithmetic, mixed=mixed, input_type=self.types.source)
 
     def read_constants(self) -> None:
         """The initializers that are read, as arrays."""
@@ -158,17 +171,26 @@ class _Loader:
         wanted = tuple(output if output in self.wanted else "" for output in proto.output)
         try:
             if not variable:
-                found = compute(proto, inputs, self.opset)
-                if proto.op_type not in _MOVES and any(value.dtype.kind == "f" for value in found):
+                found = self.constants.compute(proto, inputs)
+                if is_rounded(proto.op_type, inputs, found):
                     self.computed.append(name)
                 return found
             self.check_finite(proto, name, inputs)
             self.build.begin(next(output for output in wanted if output))
-            node = OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes_of(proto))
+            attributes = attributes_of(proto)
+            self.follow_types(proto, name, inputs, attributes.get("to", ""))
+            inputs = tuple(float_array(value) if isinstance(value, np.ndarray) else value for value in inputs)
+            node = OnnxNode(name, proto.op_type, self.opset, inputs, wanted, attributes)
             return self.lowerings[proto.op_type](node, self.build)
         except _DAMAGE as error:
             said = first_line(error)
             raise ModelError(f"{proto.op_type} {name!r} has attributes or inputs that do not fit ({said}): is the file damaged?") from None
+
+    def follow_types(self, proto: NodeProto, name: str, inputs: tuple[Value | None, ...], to: str) -> None:
+        """Notes in which type a node on the input computes; errors as for `Types.step`."""
+        constants = tuple(value for value in inputs if isinstance(value, np.ndarray))
+        variables = tuple(given for given, value in zip(proto.input, inputs) if isinstance(value, Variable))
+        self.types.step(proto.op_type, name, variables, constants, tuple(proto.output), to)
 
     def check_inputs(self, proto: NodeProto, name: str) -> None:
         """Every input is known by now, and no output is."""
@@ -191,7 +213,7 @@ class _Loader:
     def check_finite(self, proto: NodeProto, name: str, inputs: tuple[Value | None, ...]) -> None:
         """Weights that meet the input are finite, but for the single bounds of a Clip."""
         for given, value in zip(proto.input, inputs):
-            if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or np.isfinite(value).all():
+            if not isinstance(value, np.ndarray) or not is_floating(value) or np.isfinite(float_array(value)).all():
                 continue
             if proto.op_type not in _MAY_BE_INFINITE or value.size != 1:
                 raise ModelError(f"initializer {given!r}, which {proto.op_type} {name!r} reads, holds NaN or infinity.")

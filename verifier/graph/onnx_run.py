@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from verifier.errors import ModelError, ShapeError
-from verifier.graph.onnx_file import first_line, read_model_bytes
+from verifier.graph.onnx_file import first_line, runnable_bytes
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
@@ -30,7 +30,7 @@ class OnnxRunner:
 
     def __init__(self, model: str | Path | bytes, folder: str | Path | None = None) -> None:
         self.name = "the model" if isinstance(model, bytes) else str(model)
-        data = model if isinstance(model, bytes) else read_model_bytes(model)
+        data = model if isinstance(model, bytes) else runnable_bytes(model)
         self._session = _session(data, folder if isinstance(model, bytes) else Path(model).parent, self.name)
         self._source = _only(self._session.get_inputs(), "inputs", self.name)
         _only(self._session.get_outputs(), "outputs", self.name)

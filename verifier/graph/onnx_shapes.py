@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from verifier.errors import ModelError, ShapeError, UnsupportedError
-from verifier.graph.onnx_lowering import MOST_VALUES, Lower, Lowering, OnnxNode, Shape, Value, Variable, positive_axes, positive_axis
+from verifier.graph.onnx_lowering import MOST_VALUES, Lower, Lowering, OnnxNode, Value, Variable, positive_axes, positive_axis
 
 
 def reshape(node: OnnxNode, build: Lowering) -> Value:
@@ -231,63 +231,6 @@ def reduce(node: OnnxNode, build: Lowering) -> Value:
     return build.reshape(result, tuple(size for i, size in enumerate(x.shape) if i not in axes))
 
 
-def resize(node: OnnxNode, build: Lowering) -> Value:
-    """The nearest value at each place of a grid: a Gather along each resized axis."""
-    x = node.variable(0)
-    mode = node.attributes.get("mode", "nearest")
-    if mode != "nearest" or node.attributes.get("axes") is not None:
-        raise UnsupportedError(f"the mode {mode!r} with axes {node.attributes.get('axes')}")
-    scales, sizes = resize_targets(node, x)
-    for axis, (scale, size) in enumerate(zip(scales, sizes)):
-        if size != x.shape[axis]:
-            check_size(size, node)
-            x = build.take(x, nearest_indices(node, x.shape[axis], size, scale), axis)
-        elif scale != 1:
-            raise UnsupportedError(f"the scale {scale} on axis {axis}")
-    return x
-
-
-def resize_targets(node: OnnxNode, x: Variable) -> tuple[tuple[float, ...], Shape]:
-    """Scales and output sizes, from the attribute of Upsample 7, its input, or Resize's `scales` and `sizes`."""
-    place = 1 if node.op == "Upsample" or node.opset < 11 else 2
-    scales, sizes = node.attributes.get("scales"), node.constant(3, "sizes")
-    if scales is None:
-        scales = node.constant(place, "scales")
-    if sizes is not None and sizes.size and (scales is None or not np.size(scales)):
-        if sizes.size != len(x.shape) or node.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise UnsupportedError(f"the sizes {sizes.tolist()} for a value of shape {x.shape}")
-        return tuple(int(n) / size for n, size in zip(sizes, x.shape)), tuple(int(n) for n in sizes)
-    scales = tuple(float(s) for s in np.reshape(scales if scales is not None else (), -1))
-    if len(scales) != len(x.shape) or min(scales, default=0) <= 0:
-        raise ModelError(f"{node.op} {node.name!r} has scales {scales} for a value of shape {x.shape}.")
-    return scales, tuple(math.floor(size * s) for size, s in zip(x.shape, scales))
-
-
-def nearest_indices(node: OnnxNode, size: int, new_size: int, scale: float) -> np.ndarray:
-    """Which of `size` values each of `new_size` ones copies."""
-    old = node.op == "Upsample" or node.opset < 11
-    where = "asymmetric" if old else node.attributes.get("coordinate_transformation_mode", "half_pixel")
-    rounding = "floor" if old else node.attributes.get("nearest_mode", "round_prefer_floor")
-    if old and scale < 1:
-        raise UnsupportedError(f"the scale {scale}, at which runtimes of opset {node.opset} disagree")
-    places = np.arange(new_size, dtype=np.float64)
-    if where == "asymmetric":
-        places = places / scale
-    elif where == "half_pixel" or (where == "pytorch_half_pixel" and new_size > 1):
-        places = (places + 0.5) / scale - 0.5
-    else:
-        raise UnsupportedError(f"the coordinates {where!r}")
-    rounded = {
-        "floor": np.floor,
-        "ceil": np.ceil,
-        "round_prefer_floor": lambda p: np.ceil(p - 0.5),
-        "round_prefer_ceil": lambda p: np.floor(p + 0.5),
-    }
-    if rounding not in rounded:
-        raise ModelError(f"Resize {node.name!r} has the unknown nearest_mode {rounding!r}.")
-    return np.clip(rounded[rounding](places), 0, size - 1).astype(np.int64)
-
-
 SHAPES: dict[str, Lower] = {
     "Concat": concat,
     "Expand": expand,
@@ -297,7 +240,6 @@ SHAPES: dict[str, Lower] = {
     "ReduceMean": reduce,
     "ReduceSum": reduce,
     "Reshape": reshape,
-    "Resize": resize,
     "Shape": shape_of,
     "Size": size_of,
     "Slice": slice_,
@@ -306,5 +248,4 @@ SHAPES: dict[str, Lower] = {
     "Tile": tile,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
-    "Upsample": resize,
 }

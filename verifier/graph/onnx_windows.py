@@ -78,13 +78,13 @@ def split_pads(totals: Shape, more_at_end: bool) -> Shape:
     return small + large if more_at_end else large + small
 
 
-def same_pads(node: OnnxNode, window: Window, spatial: Shape) -> Window:
-    """The window with the pads that make `auto_pad` SAME true: ceil(size / stride) outputs."""
+def same_pads(node: OnnxNode, window: Window, spatial: Shape, extent: Shape) -> Window:
+    """The window with the pads that make `auto_pad` SAME true for windows that span `extent`: ceil(size / stride) outputs."""
     mode = automatic(node)
     if not mode.startswith("SAME"):
         return window
-    totals = tuple((-(-size // s) - 1) * s + e - size for size, s, e in zip(spatial, window.strides, window.extent))
-    if min(totals) < -1:
+    totals = tuple((-(-size // s) - 1) * s + e - size for size, s, e in zip(spatial, window.strides, extent))
+    if min(totals) < (-1 if extent == window.extent else 0):
         raise UnsupportedError(f"{mode} with strides {window.strides} that skip values of {spatial}: runtimes disagree on which")
     totals = tuple(max(t, 0) for t in totals)
     return Window(window.kernel, window.strides, window.dilations, split_pads(totals, mode == "SAME_UPPER"))
@@ -115,7 +115,8 @@ def conv(node: OnnxNode, build: Lowering) -> Value:
     if x.shape[1] != weight.shape[1] * group or weight.shape[0] % group:
         raise ShapeError(f"Conv {node.name!r} has weight {weight.shape} in {group} groups but its input has {x.shape[1]} channels: "
                          "is the input layout NCHW?")
-    window = same_pads(node, read_window(node, weight.shape[2:]), spatial)
+    window = read_window(node, weight.shape[2:])
+    window = same_pads(node, window, spatial, window.extent)
     shape = (1, weight.shape[0], *output_sizes(node, window, spatial))
     constants = {"weight": weight, "bias": full_bias(node, bias, weight.shape[0], build)}
     return build.add("Conv", (x,), shape, constants, {**window.attributes(), "group": group})
@@ -159,20 +160,22 @@ def transposed_pads(node: OnnxNode, window: Window, spatial: Shape, free: Shape)
             return window
         wanted = tuple(size * s for size, s in zip(spatial, window.strides))
     totals = tuple(f - w for f, w in zip(free, tuple(wanted)[-len(spatial):]))
-    if min(totals) < 0:
+    if min(totals) < 0 and "output_shape" in node.attributes:
         raise UnsupportedError(f"the output shape {tuple(wanted)}, which would need negative pads")
+    totals = tuple(max(t, 0) for t in totals)
     return Window(window.kernel, window.strides, window.dilations, split_pads(totals, mode == "SAME_UPPER"))
 
 
 def pool_window(node: OnnxNode, x: Variable) -> tuple[Window, Window]:
     """The window of a pool as given, and the same with `ceil_mode` turned into more pads at the ends.
 
-    With ceil_mode a last window counts where it starts inside the input or its begin pads; it may hang over the end.
+    With ceil_mode a last window counts where it starts inside the input or its begin pads; it may hang over the end. The pads of `auto_pad`
+    SAME are those of the kernel without its dilations, as onnxruntime has them.
     """
     kernel = tuple(node.attributes.get("kernel_shape") or ())
     spatial = spatial_shape(node, x, len(kernel))
-    window = same_pads(node, read_window(node, kernel), spatial)
-    if not node.flag("ceil_mode") or automatic(node).startswith("SAME"):
+    window = same_pads(node, read_window(node, kernel), spatial, kernel)
+    if not node.flag("ceil_mode"):
         return window, window
     n, ends = len(spatial), []
     for i in range(n):

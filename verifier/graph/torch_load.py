@@ -147,7 +147,7 @@ class _TorchLoader:
         result = fx.map_arg(self.output().args[0], self.values.__getitem__)
         if not isinstance(result, Variable):
             raise ModelError(f"{source} returns no single tensor that depends on its input.")
-        return Graph(tuple(self.build.nodes.values()), result.name, arithmetic="float32" if _like(self.trace.traced).dtype == torch.float32 else "")
+        return Graph(tuple(self.build.nodes.values()), result.name, arithmetic="float32" if _like(self.trace.traced).dtype == torch.float32 else None)
 
     def output(self) -> fx.Node:
         return next(node for node in self.trace.traced.graph.nodes if node.op == "output")

@@ -145,7 +145,7 @@ class ProvingSolver:
 
 def _bare(graph: Graph, case: Case) -> Record:
     """The case without a table of neurons, since no tree will speak of them."""
-    return case_record(case, Table.of(graph, torch.zeros(0, 2)), math.prod(graph.output_shape))
+    return case_record(case, Table.of(graph, torch.zeros(0, 2)), math.prod(graph.output_shape), graph.input_type)
 
 
 def _proved(engine: str, seconds: float, lower: float | None, wanted: CertificateConfig, arithmetic: str) -> Verdict:

@@ -14,16 +14,18 @@ from verifier.reduced.planes import Domains, start_alpha
 from verifier.reduced.problem import Block, ReducedProblem, rounding, stack
 from verifier.reduced.products import with_fast_inputs
 
-Note = Callable[[ReducedProblem, Block, Tensor, Multipliers], None]
-"""note(problem, block, bounds (2 size,) of the rows +z and -z, multipliers (1, K, U) of the first K of them; the others have no bound yet)"""
+Note = Callable[[ReducedProblem, Block, Tensor, Tensor, Multipliers], None]
+"""note(problem, block, part (K,) of the rows +z and -z, their bounds (K,), multipliers (1, K, U))"""
 
 
-def tighten(
-    problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_bytes: int = 2**30, note: Note | None = None
-) -> ReducedProblem:
+def unnoted(*found: object) -> None:
+    """The note of whoever wants no proof."""
+
+
+def tighten(problem: ReducedProblem, effort: Effort, deadline: Deadline, memory_bytes: int = 2**30, note: Note = unnoted) -> ReducedProblem:
     """The problem with optimised bounds of its neurons, newly stable ones eliminated. Stops early, with what it has, at the deadline.
 
-    `note` is told of every block.
+    `note` is told of the rows of every block, part by part.
 
     Sound: each bound is a lower bound of +z or -z over the problem's region and its own split.
     """
@@ -36,21 +38,18 @@ def tighten(
 
 
 def tighten_block(
-    problem: ReducedProblem, block: Block, effort: Effort, deadline: Deadline, memory_bytes: int, note: Note | None = None
+    problem: ReducedProblem, block: Block, effort: Effort, deadline: Deadline, memory_bytes: int, note: Note = unnoted
 ) -> ReducedProblem:
     """The problem with optimised bounds of one block's neurons."""
     rows, noise = neuron_rows(problem, block), problem.noise[block.start:block.end].repeat(2)
     chunk = max(8, memory_bytes // (64 * (problem.unstable + problem.n + 1)))
-    bound, found = rows.bo.new_full((2 * block.size,), -torch.inf), []
+    bound = rows.bo.new_full((2 * block.size,), -torch.inf)
     for part in torch.arange(2 * block.size, device=rows.bo.device).split(chunk):
         if deadline.expired():
             break
         own, multipliers = bound_rows(problem, rows.take(part), effort)
         bound[part] = own - noise[part]
-        if note is not None:
-            found.append(multipliers)
-    if found:
-        note(problem, block, bound, Multipliers(torch.cat([own.alpha for own in found], 1), torch.cat([own.beta for own in found], 1)))
+        note(problem, block, part, bound[part], multipliers)
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)
     lower[at], upper[at] = torch.maximum(lower[at], bound[:block.size]), torch.minimum(upper[at], -bound[block.size:])
     return problem.with_bounds(lower, upper)

@@ -8,31 +8,36 @@ because a large file makes hundreds of thousands of them.
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import math
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from verifier.errors import SpecError
 
 MAX_DEPTH = 100
+MAX_BYTES, MAX_UNPACKING, SMALL_BYTES = 2**28, 128, 2**25
+"""Of a property: its text at most, and how many times its packed size where it has more than SMALL_BYTES (the largest public one has 60 times)."""
 
 _VARIABLE = r"[XY]_(?:0|[1-9][0-9]{0,8})(?![^\s()])"
-_NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?![^\s()])"
+_NUMBER = r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?(?![^\s()])"
 _TOKEN = re.compile(
     rf"(?P<assert>\(\s*assert\s*)?\(\s*(?P<op><=|>=)\s+(?P<left>{_VARIABLE})\s+(?:(?P<number>{_NUMBER})|(?P<right>{_VARIABLE}))\s*\)(?(assert)\s*\))"
     rf"|\(\s*declare-const\s+(?P<declared>{_VARIABLE})\s+Real\s*\)"
-    r"|(?P<token>[()]|[^\s()]+)"
+    r"|(?P<token>[()]|\"[^\"]*\"|\|[^|]*\||[^\s()\"|]+|[\"|])"
+    r"|\s{64,}"
 )
 _VARIABLE_ONLY = re.compile(_VARIABLE)
 _NUMBER_ONLY = re.compile(_NUMBER)
+_LONG_NUMBER = re.compile(r"[-+]?\.?[0-9][0-9.]*(?:[eE][-+]?[0-9]+)?")
+_COMMENT = re.compile(r"\"[^\"]*\"|\|[^|]*\||;[^\n]*")
 _COMPARISONS = ("<=", ">=", "<", ">", "=")
-_IGNORED_COMMANDS = ("set-logic", "set-info", "set-option", "check-sat", "get-model", "exit")
+_IGNORED_COMMANDS = ("set-logic", "set-info", "set-option", "get-model")
 _SECOND_EDITION = ("vnnlib-version", "declare-network", "declare-input", "declare-output", "declare-hidden")
 
 
@@ -41,6 +46,13 @@ class Variable(NamedTuple):
 
     letter: str
     index: int
+
+
+class Number(NamedTuple):
+    """A decimal: the float64 nearest to it, and itself, as it is written."""
+
+    value: float
+    text: str
 
 
 class Apply(NamedTuple):
@@ -75,7 +87,7 @@ class Not(NamedTuple):
     at: int
 
 
-Term: TypeAlias = "float | Fraction | Variable | Apply"
+Term: TypeAlias = "Number | Variable | Apply"
 Formula: TypeAlias = "Compare | And | Or | Not"
 
 
@@ -128,7 +140,10 @@ def parse_vnnlib1(text: str, name: str = "property") -> Property:
     integers: list[Variable] = []
     names: dict[str, Variable] = {}
     asserts: list[Formula] = []
+    ended = False
     for statement in _statements(source, names):
+        if ended and (isinstance(statement, Compare) or _command(statement, source) == "assert"):
+            raise source.error(statement.at, "an assert stands behind check-sat or exit, so it is not part of the property: remove it or move it up.")
         if isinstance(statement, Compare):
             asserts.append(statement)
             continue
@@ -145,6 +160,8 @@ def parse_vnnlib1(text: str, name: str = "property") -> Property:
                 raise _declared_twice(name_of_variable, statement.at, source)
             names[name_of_variable] = variable
             integers += [variable] if sort == "Int" else []
+        elif command in ("check-sat", "exit"):
+            ended = True
         elif command not in _IGNORED_COMMANDS:
             raise _unknown_command(command, statement.at, source)
     n_in, n_out = _count(source, names, "X", "inputs"), _count(source, names, "Y", "outputs")
@@ -156,9 +173,15 @@ def _text_of(path: Path) -> str:
     if path.is_dir():
         raise SpecError(f"{path} is a folder, not a property: give the path of a .vnnlib file.")
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        most = MAX_BYTES
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            most = min(MAX_BYTES, max(SMALL_BYTES, MAX_UNPACKING * len(data)))
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = packed.read(most + 1)
+        if len(data) > most:
+            raise SpecError(f"{path} has more than {most:,} bytes of text, which is too many for a property of its size: split it into several.")
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist: check the path of the property.") from None
@@ -186,6 +209,8 @@ def _statements(source: Source, names: dict[str, Variable]) -> Iterator[_List | 
     stack: list[_List] = []
     for match in _TOKEN.finditer(text):
         token = match["token"]
+        if match.lastgroup is None:
+            continue
         if token is None:
             item = _simple(match, source, names, not stack)
             if stack:
@@ -205,18 +230,25 @@ def _statements(source: Source, names: dict[str, Variable]) -> Iterator[_List | 
             else:
                 yield closed
         elif stack:
-            stack[-1].items.append(_Atom(token, match.start()))
+            stack[-1].items.append(_Atom(_symbol(token, source, match.start()), match.start()))
         else:
             raise source.error(match.start(), f"'{_short(token)}' stands outside of all parentheses: remove it, or write (assert ...).")
     if stack:
         raise source.error(stack[-1].at, "this '(' is never closed: the file is cut off, or a ')' is missing.")
 
 
+def _symbol(token: str, source: Source, at: int) -> str:
+    """The word, |X_0| being X_0."""
+    if token in ('"', "|"):
+        raise source.error(at, f"the quotation that starts with {token} is never closed: close it.")
+    return token[1:-1] if token[0] == "|" and _VARIABLE_ONLY.fullmatch(token[1:-1]) else token
+
+
 def _without_comments(text: str) -> str:
-    """Comments replaced by spaces, so that offsets stay."""
+    """Comments replaced by spaces, so that offsets stay; a semicolon in a quotation begins none."""
     if ";" not in text:
         return text
-    return re.sub(r";[^\n]*", lambda comment: " " * len(comment[0]), text)
+    return _COMMENT.sub(lambda found: " " * len(found[0]) if found[0][0] == ";" else found[0], text)
 
 
 def _simple(match: re.Match, source: Source, names: dict[str, Variable], outermost: bool) -> Compare | None:
@@ -240,7 +272,7 @@ def _simple(match: re.Match, source: Source, names: dict[str, Variable], outermo
     value = float(number)
     if math.isinf(value):
         raise _not_finite(number, match.start("number"), source)
-    return Compare(op, names[left], value, at)
+    return Compare(op, names[left], Number(value, number), at)
 
 
 def _command(statement: _List, source: Source) -> str:
@@ -322,8 +354,9 @@ def _leaf(atom: _Atom, source: Source, names: dict[str, Variable]) -> Term:
         value = float(atom.text)
         if math.isinf(value):
             raise _not_finite(atom.text, atom.at, source)
-        # What the text says, for arithmetic that rounds once; where that would be a fraction of enormous numbers, the nearest float.
-        return Fraction(atom.text) if len(atom.text) <= 40 and 1e-300 < abs(value) < 1e300 else value
+        return Number(value, atom.text)
+    if _LONG_NUMBER.fullmatch(atom.text):
+        raise source.error(atom.at, f"the number {_short(atom.text)} is too long: 999 digits on each side of the point and 4 of an exponent are read.")
     if atom.text.lstrip("+-").lower() in ("nan", "inf", "infinity"):
         raise _not_finite(atom.text, atom.at, source)
     raise _undeclared(atom.text, atom.at, source)

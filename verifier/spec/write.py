@@ -32,27 +32,40 @@ def to_vnnlib(spec: Spec) -> str:
 
 
 def _bounds(case: Case) -> list[str]:
-    bounds = enumerate(zip(case.lower, case.upper, strict=True))
-    return [text for i, (low, high) in bounds for text in (f"(>= X_{i} {_number(low)})", f"(<= X_{i} {_number(high)})")]
+    """A bound is strict where it leaves its own number out: as it was written, or as its decimals were rounded."""
+    least, largest = (case.lower, case.upper) if case.within is None else case.within
+    bounds = enumerate(zip(case.lower, case.upper, least > case.lower, largest < case.upper, strict=True))
+    return [
+        text
+        for i, (low, high, above, below) in bounds
+        for text in (f"({'>' if above and not _is_fixed(case, i) else '>='} X_{i} {_number(low)})",
+                     f"({'<' if below and not _is_fixed(case, i) else '<='} X_{i} {_number(high)})")
+    ]
+
+
+def _is_fixed(case: Case, i: int) -> bool:
+    """Whether the input is fixed: to the nearest float64, as it is written."""
+    return case.fixed is not None and i in case.fixed
 
 
 def _rows(polytope: Polytope) -> str:
     count = len(polytope.offset)
     inputs = polytope.input if polytope.input is not None else np.zeros((count, 0))
-    return " ".join(_row(polytope.output[r], inputs[r], polytope.offset[r]) for r in range(count))
+    strict = np.zeros(count, dtype=bool) if polytope.strict is None else polytope.strict
+    return " ".join(_row(polytope.output[r], inputs[r], polytope.offset[r], "<" if strict[r] else "<=") for r in range(count))
 
 
-def _row(output: np.ndarray, inputs: np.ndarray, offset: float) -> str:
-    """<output, y> + <inputs, x> <= offset."""
+def _row(output: np.ndarray, inputs: np.ndarray, offset: float, op: str) -> str:
+    """<output, y> + <inputs, x> <= offset, or <."""
     terms = [(f"Y_{j}", output[j]) for j in np.flatnonzero(output)] + [(f"X_{i}", inputs[i]) for i in np.flatnonzero(inputs)]
     signs = [c for _, c in terms]
     if signs in ([1.0], [-1.0]):
-        return f"(<= {terms[0][0]} {_number(offset)})" if signs == [1.0] else f"(>= {terms[0][0]} {_number(-offset)})"
+        return f"({op} {terms[0][0]} {_number(offset)})" if signs == [1.0] else f"({op.replace('<', '>')} {terms[0][0]} {_number(-offset)})"
     if offset == 0 and sorted(signs) == [-1.0, 1.0]:
         (left, sign), (right, _) = terms
-        return f"(<= {left} {right})" if sign > 0 else f"(<= {right} {left})"
+        return f"({op} {left} {right})" if sign > 0 else f"({op} {right} {left})"
     total = " ".join(f"(* {_number(c)} {name})" for name, c in terms) or "(* 0.0 Y_0)"
-    return f"(<= (+ {total}) {_number(offset)})"
+    return f"({op} (+ {total}) {_number(offset)})"
 
 
 def _number(value: float) -> str:
