@@ -104,7 +104,8 @@ def mixed(seed: int) -> Iterator[Attempt]:
     random = np.random.default_rng([seed, 1])
     free, fixed = int(random.integers(1, 3)), int(random.choice([2, 2, 3, 8, 24]))
     w, b, size = mixed_rows(random, free, fixed)
-    steps = [affine(0, w, b), Step("relu", (1,))]
+    kind, numbers = [("relu", ()), ("relu", ()), ("leaky", (0.25,)), ("clip", (-1.0, 8.0)), ("abs", ())][seed % 5]
+    steps = [affine(0, w, b), Step(kind, (1,), numbers=numbers)]
     if seed % 3 == 0:
         w, b = _rows(random, len(b), min(2, len(b)), ["cancelling", "active", "open"], 10.0 ** random.integers(0, 4))
         steps += [affine(2, w, b), Step("relu", (3,))]
@@ -123,10 +124,10 @@ def absorbed(seed: int) -> Iterator[Attempt]:
     k = int([1, 2, 4, 8, 16, 40, 150][seed % 7])
     after = ["nothing", "relu", "scaled", "difference", "leaky", "larger", "add", "clip", "square", "negative"][seed // 7 % 10]
     dominant = ["bias", "product"][seed // 70 % 2]
-    p = float(np.float32(1.0 + U * 2 * random.integers(1, 2**22)))
+    p = 1.0 + 2047 * 2 * U  # its square loses nearly half a float
     w, x = np.full((1, k + 1), U), np.ones(k + 1)
-    w[0, 0], b = (p, 0.0) if dominant == "product" else (0.0, 1.0)
-    x[0] = float(np.float32(p)) if dominant == "product" else 1.0
+    w[0, 0], b = (p, U) if dominant == "product" else (U, 1.0)
+    x[0] = p if dominant == "product" else 1.0
     sign = 1.0 if after in ("relu", "larger") else random.choice([-1.0, 1.0])
     first = affine(0, sign * w, [sign * b])
     tail: dict[str, list[Step]] = {
@@ -156,9 +157,14 @@ def tiny(seed: int) -> Iterator[Attempt]:
         yield from broken("tiny", f"tiny, seed {seed}, {row[0]:+}", net, point, point, row, x)
 
 
-def broken(family: str, name: str, net: Net, lower: list, upper: list, row: list[int], points: np.ndarray) -> Iterator[Attempt]:
-    """The claim that float32 breaks at one of the points although the reals keep it, with the least offset that it reaches."""
-    value = exact_least(net, lower, upper, row)
+def broken(
+    family: str, name: str, net: Net, lower: list, upper: list, row: list[int], points: np.ndarray, value: Fraction | None = None
+) -> Iterator[Attempt]:
+    """The claim that float32 breaks at one of the points although the reals keep it, with the least offset that it reaches.
+
+    `value`: the row's least value over the reals, where it is known already.
+    """
+    value = exact_least(net, lower, upper, row) if value is None else value
     every = np.concatenate([worst(net, points, row), *(runs(net, points, order) for order in ("forward", "bias first", "pairs", "fused"))])
     found = min((sum(Fraction(float(v)) * c for v, c in zip(y, row)) for y in every if np.isfinite(y).all()), default=value)
     if found < value:
