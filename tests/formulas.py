@@ -50,7 +50,7 @@ def _truth(formula: str | list, values: Mapping[str, Fraction]) -> bool:
 
 def _value(term: str | list, values: Mapping[str, Fraction]) -> Fraction:
     if isinstance(term, str):
-        return values[term] if term in values else Fraction(float(term))
+        return values[term] if term in values else Fraction(term)
     head, *rest = term
     first, *others = [_value(part, values) for part in rest]
     if head == "-" and not others:

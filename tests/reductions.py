@@ -146,8 +146,7 @@ def random_problem(seed: int, kinds: Sequence[str] = (RELU, RELU), inputs: int =
     region = InputMap(draw(inputs), draw(inputs).abs() + 0.1, torch.arange(inputs))
     return ReducedProblem(
         A=A, W=W, b=b, A_o=draw(rows, inputs), W_o=draw(rows, total), b_o=draw(rows), lower=lower, upper=upper, blocks=blocks,
-        polytope=index, noise=torch.zeros(total, dtype=DOUBLE),
-            slack=torch.zeros(rows, dtype=DOUBLE), neuron=torch.stack([torch.arange(total)] * 2, 1),
+        polytope=index, margin=torch.zeros(rows, dtype=DOUBLE), neuron=torch.stack([torch.arange(total)] * 2, 1),
         split=torch.zeros(total, dtype=torch.int8), inputs=region,
     )
 

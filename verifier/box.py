@@ -9,6 +9,11 @@ from torch import Tensor
 from verifier.errors import ShapeError, VerifierError
 
 
+def flat(values: Tensor, batch: int) -> Tensor:
+    """The axes after the first `batch` as one; of size 1 where there are none, for a scalar."""
+    return values.reshape(*values.shape[:batch], -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """{x : lower <= x <= upper}, one a problem: `lower, upper: (B, *shape)`.

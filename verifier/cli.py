@@ -9,15 +9,18 @@ import os
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verifier import __version__
+from verifier import __version__, supervisor
 from verifier.config import CertificateConfig, Config, load_config
-from verifier.console import Answer, ProgressLine, as_json, finite, tell, watch, word
+from verifier.console import Answer, ProgressLine, as_json, end_after, finite, word
 from verifier.errors import OutOfMemory, VerifierError
 from verifier.options import AccuracyOptions, BoundsOptions, CheckOptions, InfoOptions, RobustnessOptions, RunOptions, VerifyOptions, takes
+from verifier.outputs import keep_apart
+from verifier.streams import plain, tell
 from verifier.verdict import Reason
 
 if TYPE_CHECKING:
@@ -49,17 +52,22 @@ def verify(options: VerifyOptions) -> None:
     The first line of stdout is the verdict, sentences go to stderr. The exit code is 0 for every verdict and 2 for bad input.
     """
     line = ProgressLine(options.verbose)
+    keep_apart(
+        {"the model": options.model, "the property": options.property, "the configuration": options.config},
+        {"--results-file": options.results_file, "--certificate": options.certificate},
+    )
     config = _settings(options)
     if options.certificate is not None:
         from verifier.certificate.schema import make_room
 
         make_room(options.certificate)  # before the clock can end this: no older proof lies beside a time-out
-    answer = Answer(options.json, options.results_file, line)
-    watchdog = watch(answer, config.timeout_s)
-    try:
-        answer.give(_decide(options, config, line))
-    finally:
-        watchdog.cancel()
+    answer = Answer(options.json, options.results_file, line, config.timeout_s, _unfinished(options.certificate))
+    answer.give(_decide(options, config, line))
+
+
+def _unfinished(certificate: Path | None) -> list[str]:
+    """What this process would leave behind if it were ended while it gives the certificate its name."""
+    return [] if certificate is None else [str(certificate.with_name(f"{certificate.name}.{os.getpid()}.part"))]
 
 
 def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdict:
@@ -74,6 +82,7 @@ def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdi
             tell(spec.note)
         from verifier import solve
 
+        supervisor.interruptible()
         elapsed = time.monotonic() - line.started
         left = max(config.timeout_s - elapsed, min(config.timeout_s, 0.5))  # the user's clock started with the command, not with the solver
         verdict = solve.verify(graph, spec, replace(config, timeout_s=left), line, _wanted(options))
@@ -95,6 +104,7 @@ def robustness(options: RobustnessOptions) -> None:
     IMAGES.npz holds arrays x (N, ...) and y (N,) (also called images and labels, X and Y, or unnamed). The time-out is for each image.
     """
     from verifier.measure.certified import Perturbation, Summary, certify, load_images, select
+    from verifier.measure.layout import layout_of
     from verifier.spec.robustness import parse_eps
 
     line = ProgressLine(options.verbose)
@@ -105,7 +115,11 @@ def robustness(options: RobustnessOptions) -> None:
     clip = options.clip or ((0.0, 1.0) if images.min() >= 0 and images.max() <= 1 else None)
     around = Perturbation(parse_eps(options.eps), options.norm.value, clip, mean, std)
     graph = _load(options.model)
+    placed = layout_of(images.shape[1:], graph.input_shape).sentence
+    if placed:
+        tell(placed)
     rows = []
+    supervisor.interruptible()
     try:
         for row in certify(graph, images[chosen], labels[chosen], around, config, line):
             rows.append(replace(row, index=chosen[row.index]))
@@ -122,7 +136,7 @@ def robustness(options: RobustnessOptions) -> None:
     keep = ("verdict", "reason", "seconds", "domains", "lower_bound")
     about_image = [{"index": r.index, "label": r.label, "predicted": r.predicted} for r in rows]
     shown = [image | {key: as_json(r.verdict)[key] for key in keep} for image, r in zip(about_image, rows)]
-    print(json.dumps({"images": shown, "summary": summary.as_dict()}))
+    print(json.dumps({"images": shown, "summary": summary.as_dict(), "layout": placed or None}))
 
 
 def _print_row(rows: list[ImageRow]) -> None:
@@ -138,11 +152,13 @@ def _print_row(rows: list[ImageRow]) -> None:
 def accuracy(options: AccuracyOptions) -> None:
     """Measure a network on a data set: clean accuracy, accuracy under PGD, and certified accuracy with limits where images time out.
 
-    The network takes pixels from 0 to 1 and has as many inputs as an image has numbers, channels first. Ctrl-C prints what there is.
+    The network takes pixels from 0 to 1; images are brought into its order of axes, channels first or last. Ctrl-C prints what there is.
     """
     from verifier.accuracy_cli import measure
 
-    measure(options, _load(options.model), _settings(options))
+    graph, config = _load(options.model), _settings(options)
+    supervisor.interruptible()
+    measure(options, graph, config)
 
 
 @app.command(epilog="Example: verifier check net.onnx prop.vnnlib proof.cert")
@@ -154,6 +170,7 @@ def check(options: CheckOptions) -> None:
     """
     from verifier import check_cli
 
+    end_after(options.timeout)
     if not check_cli.check(options):
         raise typer.Exit(1)
 
@@ -164,11 +181,13 @@ def bounds(options: BoundsOptions) -> None:
     """Bound every output over the property's input region, and count unstable, active and inactive ReLUs in each layer."""
     from verifier.spec.normal import load_vnnlib
 
+    end_after(options.timeout)
     graph = _load(options.model)
     spec = load_vnnlib(options.property, _size(graph.input_shape), _size(graph.output_shape))
     from verifier.measure.outputs import output_bounds
 
     found = output_bounds(graph, spec, options.engine.value)
+    supervisor.speaking()
     if options.json:
         numbers = {"lower": [finite(v) for v in found.lower], "upper": [finite(v) for v in found.upper]}
         print(json.dumps(numbers | {"layers": [asdict(layer) for layer in found.layers]}))
@@ -178,7 +197,7 @@ def bounds(options: BoundsOptions) -> None:
         print(f"{f'Y_{i}':>8} {lower:14.6g} {upper:14.6g}")
     print(f"\n{'neurons':>8} {'unstable':>8} {'active':>8} {'inactive':>8}  layer")
     for layer in found.layers:
-        print(f"{layer.neurons:8d} {layer.unstable:8d} {layer.active:8d} {layer.inactive:8d}  {layer.name}")
+        print(f"{layer.neurons:8d} {layer.unstable:8d} {layer.active:8d} {layer.inactive:8d}  {plain(layer.name)}")
 
 
 @app.command(epilog="Example: verifier info net.onnx.gz")
@@ -187,16 +206,18 @@ def info(options: InfoOptions) -> None:
     """Show a network as a table: operations, shapes, parameters, zero weights and activations; unsupported nodes are named."""
     from verifier.graph.describe import describe, total
 
+    end_after(options.timeout)
     rows = describe(_load(options.model))
+    supervisor.speaking()
     if options.json:
         print(json.dumps({"nodes": [asdict(row) for row in rows], "total": asdict(total(rows))}))
         return
-    width = max(len(row.name) for row in [*rows, total(rows)])
+    width = max(len(plain(row.name)) for row in [*rows, total(rows)])
     print(f"{'node':<{width}}  {'operation':<13} {'shape':<18} {'parameters':>11} {'zero':>7} {'activations':>11}")
     for row in [*rows, total(rows)]:
         shape = "x".join(map(str, row.shape)) or "scalar"
         zero = f"{row.sparsity:.1%}" if row.parameters else ""
-        print(f"{row.name:<{width}}  {row.op:<13} {shape:<18} {row.parameters or '':>11} {zero:>7} {row.activations or '':>11}")
+        print(f"{plain(row.name):<{width}}  {plain(row.op):<13} {shape:<18} {row.parameters or '':>11} {zero:>7} {row.activations or '':>11}")
 
 
 def _load(path: object) -> Graph:
@@ -241,9 +262,10 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit code of the command line `verifier *arguments`."""
+    """The exit code of the command line `verifier *arguments`, all of it in this process: without the supervisor's deadlines."""
     try:
         code = int(app(arguments or ["--help"], prog_name="verifier", standalone_mode=False) or 0)
+        sys.stdout.flush()
         if code == _INTERRUPTED:  # newer releases of typer turn an interruption into this code, without a word
             tell("verifier: interrupted.")
         return code
@@ -251,6 +273,10 @@ def run(arguments: list[str]) -> int:
         tell(f"verifier: {error.format_message().rstrip('.')}: see verifier --help.")
     except VerifierError as error:
         tell(f"verifier: {error}")
+    except MemoryError:
+        tell("verifier: this machine has no memory left for that.")
+    except OSError as error:  # what cannot be read or written, of no file of which a command says so itself
+        tell(f"verifier: {error.filename or 'a temporary file'} cannot be read or written: {error.strerror or error}.")
     except (KeyboardInterrupt, typer.Abort):
         tell("verifier: interrupted.")
         return _INTERRUPTED
@@ -258,11 +284,10 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    # Read when torch starts its threads: those that spin while they wait make a shared machine ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Read when numpy loads: the checker has its own two threads, and OpenBLAS's would wait for each other.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.exit(run(sys.argv[1:]))
+    """As the installed command; `verifier.start` does the same before anything large is imported."""
+    from verifier import start
+
+    start.main()
 
 
 if __name__ == "__main__":

@@ -6,21 +6,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verifier import supervisor
 from verifier.bab.budget import Progress
 from verifier.errors import VerifierError
+from verifier.outputs import OutputError, check_writable, replace_file, standard_stream
+from verifier.streams import draw, plain, tell
 from verifier.verdict import Reason, Status, Verdict
 
 GRACE_S = 1.5  # what the solver may take to come back after its time is over; the promise to the user is two seconds
 _WORDS = {Status.VERIFIED: "unsat", Status.FALSIFIED: "sat", Status.UNKNOWN: "unknown"}
+_FIRST_LINES = {text.encode() for text in (*_WORDS.values(), "timeout")}
 
 
 def word(verdict: Verdict) -> str:
@@ -63,35 +66,31 @@ def as_text(verdict: Verdict) -> str:
     return witness_text(verdict.counterexample)
 
 
-def tell(sentence: str) -> None:
-    """One sentence for a person."""
-    print(sentence, file=sys.stderr, flush=True)
-
-
 @dataclass(slots=True)
 class ProgressLine:
     """A listener: the latest step on one line of a terminal, every step with `verbose`, nothing otherwise. Remembers the latest."""
 
     verbose: bool = False
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=supervisor.began)
     latest: Progress | None = None
     shown_at: float = -math.inf
+    heard: Callable[[], None] | None = None
 
     def __call__(self, progress: Progress) -> None:
         self.latest = progress
+        if self.heard is not None:
+            self.heard()
         text = f"{time.monotonic() - self.started:.1f} s, {_line(progress)}"  # the whole run's seconds; a stage counts its own
         if self.verbose:
             tell(text)
         elif sys.stderr.isatty() and time.monotonic() - self.shown_at > 0.1:
             self.shown_at = time.monotonic()
             width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[2K{text[:width]}")
-            sys.stderr.flush()
+            draw(f"\r\x1b[2K{plain(text)[:width]}")
 
     def clear(self) -> None:
         if self.shown_at > -math.inf:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
+            draw("\r\x1b[2K")
 
     def undecided(self, reason: Reason, sentence: str) -> Verdict:
         """UNKNOWN with what the latest step had reached."""
@@ -113,50 +112,79 @@ def _line(progress: Progress) -> str:
 
 @dataclass(slots=True)
 class Answer:
-    """Writes the one verdict of a run: whoever comes first, the solver or the watchdog, speaks, and nobody after it."""
+    """Writes the one verdict of a run, or has the supervisor write it: `timeout`, `GRACE_S` after the time is over, and what else ends the run."""
 
     json: bool
     results_file: Path | None
     line: ProgressLine
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    given: bool = False
+    timeout_s: float = math.inf
+    parts: list[str] = field(default_factory=list)
+    posted_at: float = -math.inf
+    stage: str = ""
 
     def __post_init__(self) -> None:
-        self._write_file("")  # a file that cannot be written is better known before the work than after it
+        """What cannot be written is better known before the work than after it."""
+        if self.results_file is not None:
+            check_replaceable(self.results_file)
+            check_writable(self.results_file)
+        self.line.heard = self._post
+        self._post()
 
-    def give(self, verdict: Verdict) -> bool:
-        """Whether this call wrote the verdict."""
-        with self.lock:
-            if self.given:
-                return False
-            self.given = True
-            self.line.clear()
-            text = as_text(verdict)
-            sys.stdout.write(json.dumps(as_json(verdict)) + "\n" if self.json else text)
+    def give(self, verdict: Verdict) -> None:
+        """Writes the verdict everywhere it is wanted, also where one of the places fails."""
+        supervisor.speaking()
+        self.line.clear()
+        words = self._words(verdict)
+        try:
+            sys.stdout.write(words["text"] if words["answer"] is None else json.dumps(words["answer"]) + "\n")
             sys.stdout.flush()
-            self._write_file(text)
-            tell(f"{verdict.sentence} ({verdict.seconds:.2f} s, {verdict.domains} domains)")
-            return True
-
-    def _write_file(self, text: str) -> None:
-        if self.results_file is None:
-            return
-        try:
-            self.results_file.write_text(text)
-        except OSError as error:
-            raise VerifierError(f"Cannot write the results file {self.results_file}: {error.strerror}.") from None
-
-
-def watch(answer: Answer, timeout_s: float) -> threading.Timer:
-    """Gives the verdict `timeout` and ends the process `GRACE_S` after the time is over, whatever the solver is doing then."""
-
-    def end() -> None:
-        try:
-            answer.give(answer.line.undecided(Reason.TIMEOUT, f"The time of {timeout_s:g} s is over."))
         finally:
-            os._exit(0)
+            if self.results_file is not None:
+                replace_file(self.results_file, words["text"].encode())
+        tell(words["sentence"].replace(supervisor.SECONDS, f"{verdict.seconds:.2f}"))
+        supervisor.spoken(0)
 
-    timer = threading.Timer(max(timeout_s + GRACE_S - (time.monotonic() - answer.line.started), 0.0), end)
-    timer.daemon = True
-    timer.start()
-    return timer
+    def _words(self, verdict: Verdict) -> dict[str, Any]:
+        text = as_text(verdict)
+        return {
+            "answer": as_json(verdict) if self.json else None, "text": text, "code": 0,
+            "file": None if self.results_file is None else [str(self.results_file), text],
+            "sentence": f"{verdict.sentence} ({supervisor.SECONDS} s, {verdict.domains} domains)",
+        }  # fmt: skip
+
+    def _post(self) -> None:
+        """Leaves the last words with the supervisor: at once in a new stage, else ten times a second."""
+        now, stage = time.monotonic(), "" if self.line.latest is None else self.line.latest.stage
+        if stage == self.stage and now - self.posted_at < 0.1:
+            return
+        self.posted_at, self.stage = now, stage
+        causes = {
+            "timeout": (Reason.TIMEOUT, f"The time of {self.timeout_s:g} s is over."), "interrupted": (Reason.INTERRUPTED, "Interrupted."),
+            "memory": (Reason.MEMORY, "The system ended the computation, most likely for want of memory."),
+        }  # fmt: skip
+        words = {cause: self._words(self.line.undecided(*why)) for cause, why in causes.items()}
+        supervisor.last_words(self.line.started + self.timeout_s + GRACE_S, words, self.parts)
+
+
+def check_replaceable(path: Path) -> None:
+    """That nothing lies at the name of a results file but an older one, which a run may replace."""
+    try:
+        start = _beginning(path) if path.is_file() and not standard_stream(path) else b""
+    except (OSError, ValueError) as error:
+        raise OutputError(f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.") from None
+    if start and start.split(b"\n")[0] not in _FIRST_LINES:
+        raise OutputError(f"{path} is there and holds no verdict of an earlier run; it would be overwritten: give the results file another name.")
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(16)
+
+
+def end_after(seconds: float) -> None:
+    """Gives this command so much time, from its start on: its supervisor ends it then, with one sentence and exit code 2."""
+    if not 0 < seconds < math.inf:
+        raise VerifierError(f"--timeout is {seconds:g}: give a positive number of seconds.")
+    sentence = f"verifier: the time of {seconds:g} s is over: give more with --timeout."
+    words = {"timeout": {"answer": None, "text": "", "file": None, "sentence": sentence, "code": 2}}
+    supervisor.last_words(supervisor.began() + seconds, words, [])

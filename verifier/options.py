@@ -55,6 +55,7 @@ Images = Annotated[
     Path,
     typer.Argument(metavar="IMAGES.npz", exists=True, dir_okay=False, help="Arrays x (N, ...), y (N,); 8-bit pixels are scaled by 1/255."),
 ]
+Within = Annotated[float, typer.Option("--timeout", metavar="S", help="Seconds until the command gives up, with exit code 2.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -62,7 +63,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 class RunOptions:
     """What every command that runs the solver takes. None means: as in the configuration file, or its default."""
 
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds until the answer is `timeout` (default 120).")] = None
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds from the command's start until the answer is `timeout` (default 120).")
+    ] = None
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute (default auto).")] = None
     arithmetic: Annotated[
         Arithmetic | None,
@@ -82,7 +85,8 @@ class VerifyOptions(RunOptions):
     model: Model
     property: Property
     results_file: Annotated[
-        Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too.")
+        Path | None, typer.Option(metavar="F", dir_okay=False, help="Write the verdict, and the witness after `sat`, there too. An older verdict "
+                     "there is replaced once there is a new one; no other file is overwritten.")
     ] = None
     certificate: Annotated[
         Path | None,
@@ -117,7 +121,13 @@ class AccuracyOptions(RunOptions):
     data_dir: Annotated[
         Path | None, typer.Option(metavar="D", help="Where the publisher's files lie (else CERTPRUNE_DATA, this system's, or fetched).")
     ] = None
-    results_file: Annotated[Path | None, typer.Option(metavar="ROWS.csv", dir_okay=False, help="Write a row an image there too.")] = None
+    results_file: Annotated[
+        Path | None,
+        typer.Option(metavar="ROWS.csv", dir_okay=False, help="Write a row an image there too; those of this question that are there are kept."),
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there of another question: rows, and certificates of these images.")
+    ] = False
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds for each image (default 120).")] = None
     no_attack: Annotated[bool, typer.Option("--no-attack", help="No search for counterexamples by gradient, so no PGD accuracy.")] = False
     certificates: Annotated[
@@ -131,6 +141,7 @@ class BoundsOptions:
     model: Model
     property: Property
     engine: Annotated[Engine, typer.Option(help="How to bound, from fast to tight.")] = Engine.CROWN
+    timeout: Within = 600.0
     json: Json = False
 
 
@@ -140,12 +151,14 @@ class CheckOptions:
     property: Property
     certificate: Annotated[Path, typer.Argument(metavar="PROOF.cert", exists=True, dir_okay=False, help="What `verify --certificate` wrote.")]
     exact: Annotated[bool, typer.Option("--exact", help="Compute over the rationals: for small networks.")] = False
+    timeout: Within = 600.0
     json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     model: Model
+    timeout: Within = 600.0
     json: Json = False
 
 

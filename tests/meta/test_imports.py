@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From low to high; a module imports its own layer and lower ones only. Longest prefix wins.
 LAYERS = [
-    ("errors",),
+    ("errors", "outputs", "streams", "supervisor"),
     ("verdict", "config", "spec.spec", "bab.budget"),
     ("box",),
     ("form",),
@@ -25,7 +25,7 @@ LAYERS = [
     ("solve",),
     ("measure",),
     ("campaign",),
-    ("options", "console", "accuracy_cli", "check_cli", "cli"),
+    ("options", "console", "rows_file", "accuracy_cli", "check_cli", "cli", "start"),
 ]
 RANK = {f"verifier.{name}": rank for rank, names in enumerate(LAYERS) for name in names}
 

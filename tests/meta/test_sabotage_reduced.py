@@ -147,9 +147,8 @@ def no_bias(patch: Patch) -> None:
     def wrong(builder, node, index, inputs):
         result = right(builder, node, index, inputs)
         if node.op in ("Linear", "Conv"):
-            columns, bias = result.columns.clone(), node.constants["bias"]
-            columns[0] -= bias.view(-1, *(1,) * (columns.dim() - 3)) if node.op == "Conv" else bias
-            result = replace(result, columns=columns)
+            result, bias = result.clone(), node.constants["bias"]
+            result[0] -= bias.view(-1, *(1,) * (result.dim() - 3)) if node.op == "Conv" else bias
         return result
 
     patch.setattr(build, "_apply", wrong)

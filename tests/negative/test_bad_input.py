@@ -14,6 +14,7 @@ from tests.small_models import IN_UNIT, absolute_value, dense_relu, vnnlib
 from verifier.cli import run
 from verifier.config import AttackConfig, BabConfig, Config
 from verifier.errors import VerifierError
+from verifier.streams import plain
 
 UNSAFE = "(<= Y_0 -0.5)"
 
@@ -229,3 +230,48 @@ def test_contradictory_bounds_are_unsat_with_a_note(model, tmp_path, capsys) -> 
     shown = capsys.readouterr()
     assert shown.out == "unsat\n"
     assert "X_0" in shown.err and "Traceback" not in shown.err
+
+
+NAMES = ["\x1b[2Jcleared", "two\nlines", "[bold]marked[red]", "a$\\frac$b", "\u202eright to left", "bell\a"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_name_cannot_write_to_the_terminal(model, prop, tmp_path, capsys, name: str) -> None:
+    odd = onnx.load(model)
+    odd.graph.node[1].output[0] = odd.graph.node[2].input[0] = odd.graph.node[1].name = name
+    onnx.save(odd, tmp_path / "odd.onnx")
+    for command in (["info", "odd.onnx"], ["bounds", "odd.onnx", "p.vnnlib"]):
+        assert run([command[0], *(str(tmp_path / file) for file in command[1:])]) == 0
+        lines = capsys.readouterr().out.split("\n")
+        assert all(line.isprintable() for line in lines) and any(plain(name) in line for line in lines)
+    odd.graph.node[1].op_type = name
+    onnx.save(odd, tmp_path / "odd.onnx")
+    assert refused(capsys, "info", tmp_path / "odd.onnx").removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "\udcff not of this encoding"])
+@pytest.mark.parametrize("kind", ["missing", "damaged"])
+def test_a_file_name_cannot_write_to_the_terminal(prop, tmp_path, capsys, name: str, kind: str) -> None:
+    path = tmp_path / name
+    if kind == "damaged":
+        path.write_bytes(b"no model")
+    assert refused(capsys, "verify", path, prop).removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("engine", ["ibp", "crown", "alpha-crown"])
+def test_a_network_of_one_number_without_axes(tmp_path, capsys, engine: str) -> None:
+    """y = relu(x), both of rank 0, and the sum of three inputs, which has rank 0."""
+    for name, op, shape, lowest in (("relu", "Relu", (), 0), ("sum", "ReduceSum", (1, 3), -3)):
+        ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", shape), ("y", ()))]
+        node = onnx.helper.make_node(op, ["x"], ["y"], **({"keepdims": 0} if op == "ReduceSum" else {}))
+        proto = onnx.helper.make_model(onnx.helper.make_graph([node], name, ends[:1], ends[1:]), ir_version=8)
+        del proto.opset_import[:]
+        proto.opset_import.append(onnx.helper.make_opsetid("", 13))
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+        count = int(np.prod(shape))
+        sides = [f"({side} X_{i} {bound})" for i in range(count) for side, bound in ((">=", -1), ("<=", 1))]
+        prop = vnnlib(tmp_path / f"{name}.vnnlib", *sides, "(<= Y_0 -9)", n_in=count)
+        assert run(["info", str(tmp_path / f"{name}.onnx")]) == 0
+        capsys.readouterr()
+        assert run(["bounds", str(tmp_path / f"{name}.onnx"), str(prop), "--engine", engine]) == 0
+        assert float(capsys.readouterr().out.splitlines()[1].split()[1]) == pytest.approx(lowest, abs=1e-5)

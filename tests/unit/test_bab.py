@@ -252,7 +252,7 @@ def open_problem() -> ReducedProblem:
     return replace(
         blank, A=A, W=torch.zeros(60, 60).double(), b=torch.zeros(60).double(), lower=-reach, upper=reach, blocks=(Block(0, 60, RELU),),
         A_o=torch.zeros(1, 16).double(), W_o=-torch.ones(1, 60).double(), b_o=limit.view(1), split=torch.zeros(60, dtype=torch.int8),
-        neuron=torch.zeros(60, 2, dtype=torch.int64), noise=torch.zeros(60).double(),
+        neuron=torch.zeros(60, 2, dtype=torch.int64),
     )
 
 
@@ -274,7 +274,7 @@ def test_a_scripted_engine_drives_the_driver(monkeypatch: pytest.MonkeyPatch) ->
         return torch.where(depth >= 3, target + 1.0, target - 1.0), begin, torch.zeros_like(rows.ao)
 
     monkeypatch.setattr(driver, "optimise", scripted)
-    problem = replace(r.random_problem(0, (RELU, RELU), rows=1, largest=8), slack=torch.full((1,), 1e-3, dtype=torch.float64))
+    problem = replace(r.random_problem(0, (RELU, RELU), rows=1, largest=8), margin=torch.full((1,), 1e-3, dtype=torch.float64))
     problem = replace(problem, b_o=problem.b_o + 1e3)  # no corner of a bound looks like a counterexample
     assert problem.unstable >= 4
     search, told = Search(7, problem), []
@@ -304,7 +304,8 @@ def test_leaves_are_decided_by_the_oracle() -> None:
         return own
 
     x = torch.tensor([0.25, -0.5], dtype=torch.float64)
-    script = [(LeafAnswer(1.0), refuse, "proved"), (LeafAnswer(float("inf")), refuse, "proved"), (LeafAnswer(-1.0), refuse, "stuck"),
+    proof = np.full(2, 0.5), np.zeros(0)
+    script = [(LeafAnswer(1.0, proof=proof), refuse, "proved"), (LeafAnswer(1.0), refuse, "stuck"), (LeafAnswer(-1.0), refuse, "stuck"),
               (LeafAnswer(-1.0, x), refuse, "stuck"), (LeafAnswer(-1.0, x), lambda *a: True, "falsified"), (LeafAnswer(0.0), refuse, "stuck")]
     for answer, offer, outcome in script:
         search = Search(0, problem)

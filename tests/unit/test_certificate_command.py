@@ -130,7 +130,8 @@ def test_no_other_file_is_overwritten(safe: list[str], tmp_path: Path, capsys: p
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path != pipe}
     for path in (*safe, note, hard, soft, pipe):
         said = refusal(capsys, *safe, "--certificate", str(path))
-        assert f"{path} is there and is no certificate; it would be overwritten" in said
+        is_input = path not in (note, pipe)
+        assert f"{path} is {'the' if is_input else 'there and is no certificate'}" in said and "would be overwritten" in said
     graph, spec = verifier.load_onnx(safe[0]), verifier.load_vnnlib(safe[1])
     with pytest.raises(verifier.VerifierError, match="would be overwritten"):
         verifier.verify(graph, spec, certificate=CertificateConfig(Path(safe[0]), Path(safe[1])))

@@ -2,11 +2,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -132,57 +128,12 @@ def test_a_note_of_the_property_is_told(solver, tmp_path, capsys) -> None:
     assert "X_0" in capsys.readouterr().err
 
 
-# A whole process with a solver that never comes back: {0} runs in it, holding or leaving the interpreter.
-STUCK = """
-import signal, sys, time, types
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background has it ignored
-fake = types.ModuleType("verifier.solve")
-def verify(graph, spec, config, listener, certificate):
-    from verifier.bab.budget import Progress
-    listener(Progress("branch and bound", 1.0, -0.5, 4, 9))
-    print("started", file=sys.stderr, flush=True)
-    {0}
-fake.verify = verify
-sys.modules["verifier.solve"] = fake
-import verifier
-verifier.solve = fake
-from verifier.cli import main
-main()
-"""
-
-
-def start(body: str, arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-c", textwrap.dedent(STUCK).format(body), "verify", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-
-
-@pytest.mark.parametrize("body", ["time.sleep(60)", "\n    while True: pass"], ids=["asleep", "busy"])
-def test_a_verdict_within_two_seconds_after_the_time_whatever_the_solver_does(files, tmp_path, body: str) -> None:
-    child = start(body, [*files, "--timeout", "2", "--results-file", str(tmp_path / "out.txt")])
-    assert any("started" in line for line in iter(child.stderr.readline, ""))
-    started = time.monotonic()
-    out, err = child.communicate(timeout=30)
-    assert (child.returncode, out) == (0, "timeout\n")
-    assert time.monotonic() - started < 2 + 2
-    assert (tmp_path / "out.txt").read_text() == "timeout\n"
-    assert "lower bound -0.5" in err
-
-
-def test_ctrl_c_answers_unknown(files) -> None:
-    child = start("time.sleep(60)", [*files, "--timeout", "50"])
-    assert any("started" in line for line in iter(child.stderr.readline, ""))
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
-    assert (child.returncode, out) == (0, "unknown\n")
-    assert "Interrupted" in err and "Traceback" not in err
-
-
 def test_robustness_counts_misclassified_images_as_falsified(solver, digits, tmp_path, capsys) -> None:
     x, y = verifier.load_images(digits / "images.npz")
     wrong = y.copy()
     wrong[1] = (wrong[1] + 1) % 10
     np.savez(tmp_path / "i.npz", images=x, labels=wrong)
-    arguments = ["robustness", str(digits / "digits.onnx"), str(tmp_path / "i.npz"), "--eps", "1/255", "--index", "0:3"]
+    arguments = ["robustness", str(digits / "digits.onnx"), str(tmp_path / "i.npz"), "--eps", "1/255", "--index", "0:3", "--no-attack"]
     assert run([*arguments, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert [image["verdict"] for image in answer["images"]] == ["unsat", "sat", "unsat"]
@@ -198,7 +149,7 @@ def test_robustness_counts_misclassified_images_as_falsified(solver, digits, tmp
 
 
 def test_robustness_keeps_the_numbers_of_chosen_images(solver, digits, capsys) -> None:
-    arguments = ["robustness", str(digits / "digits.onnx"), str(digits / "images.npz"), "--eps", "0.01", "--index", "7,2", "--json"]
+    arguments = ["robustness", str(digits / "digits.onnx"), str(digits / "images.npz"), "--eps", "0.01", "--index", "7,2", "--no-attack", "--json"]
     assert run(arguments) == 0
     assert [image["index"] for image in json.loads(capsys.readouterr().out)["images"]] == [7, 2]
 

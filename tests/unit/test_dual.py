@@ -20,11 +20,11 @@ GAP = 0.05
 
 def by_the_page(problem: ReducedProblem, split: torch.Tensor, weight: np.ndarray, nu: np.ndarray) -> float:
     """The bound of docs/certificate.md as it is written there, a loop for each sum, the minimum over z on a grid with both ends and 0."""
-    A, W, b, noise, A_o, W_o, b_o, slack = (
-        t.numpy() for t in (problem.A, problem.W, problem.b, problem.noise, problem.A_o, problem.W_o, problem.b_o, problem.slack))
+    A, W, b, A_o, W_o, b_o, margin = (
+        t.numpy() for t in (problem.A, problem.W, problem.b, problem.A_o, problem.W_o, problem.b_o, problem.margin))
     total = 0.0
     for k, factor in enumerate(weight):
-        total += factor * (b_o[k] - slack[k])
+        total += factor * (b_o[k] - margin[k])
     for i in range(problem.n):
         total -= abs(sum(weight[k] * A_o[k, i] for k in range(len(weight))) + sum(nu[j] * A[j, i] for j in range(len(nu))))
     for j in range(problem.unstable):
@@ -32,7 +32,7 @@ def by_the_page(problem: ReducedProblem, split: torch.Tensor, weight: np.ndarray
         low, high = (max(low, 0.0) if split[j] > 0 else low), (min(high, 0.0) if split[j] < 0 else high)
         c = sum(weight[k] * W_o[k, j] for k in range(len(weight))) + sum(nu[i] * W[i, j] for i in range(len(nu)))
         grid = np.append(np.linspace(low, high, 101), [0.0] if low <= 0 <= high else [])
-        total += nu[j] * b[j] - abs(nu[j]) * noise[j] + min(c * max(z, 0.0) - nu[j] * z for z in grid)
+        total += nu[j] * b[j] + min(c * max(z, 0.0) - nu[j] * z for z in grid)
     return total
 
 
@@ -43,7 +43,7 @@ def check_proof(problem: ReducedProblem, split: torch.Tensor, proof: LeafProof) 
     assert proof.bound == pytest.approx(by_the_page(problem, split, proof.weight, proof.nu), abs=slack)
     z, m = problem.evaluate(r.scaled_points(400, problem.n))
     member = ((split * z) >= 0).all(1)
-    value = (m - problem.slack)[member].numpy() @ proof.weight
+    value = (m - problem.margin)[member].numpy() @ proof.weight
     assert not member.any() or value.min() >= proof.bound - slack
 
 
@@ -97,26 +97,22 @@ def test_duals_reach_the_program(seed: int) -> None:
     assert reached >= 1
 
 
-def test_noise_and_slack_are_taken_off() -> None:
-    """A row that the noise of its neuron, or its own slack, can make negative is not proved."""
+def test_the_margin_is_taken_off() -> None:
     problem = r.random_problem(1, (RELU,), rows=1)
     none = torch.zeros(problem.unstable, dtype=torch.int8)
     best = r.lp_minimum(r.draw_domains(problem, 1), 0)
     safe = replace(problem, b_o=problem.b_o - best + 0.1)
     assert leaf_proof(safe, 0, none).bound == pytest.approx(0.1, abs=1e-5)
-    assert leaf_proof(replace(safe, slack=torch.full_like(safe.slack, 0.2)), 0, none) is None
-    assert leaf_proof(replace(safe, slack=torch.full_like(safe.slack, 0.05)), 0, none).bound == pytest.approx(0.05, abs=1e-5)
-    noisy = leaf_proof(replace(safe, noise=torch.full_like(safe.noise, 1e-3)), 0, none)
-    assert 0 < noisy.bound < 0.1 - 1e-5
-    assert leaf_proof(replace(safe, noise=torch.full_like(safe.noise, 10.0)), 0, none) is None
+    assert leaf_proof(replace(safe, margin=torch.full_like(safe.margin, 0.2)), 0, none) is None
+    assert leaf_proof(replace(safe, margin=torch.full_like(safe.margin, 0.05)), 0, none).bound == pytest.approx(0.05, abs=1e-5)
 
 
 def test_an_empty_leaf_is_proved_against_any_row() -> None:
-    """z and -z both above 0.5, which x cannot do; the ray outweighs a row of -1000, and noise that hides the contradiction ends the proof."""
+    """z and -z both above 0.5, which x cannot do; the ray outweighs a row of -1000."""
     one = torch.ones(1, 1, dtype=torch.float64)
     problem = r.random_problem(0, (RELU,), inputs=1, rows=1, largest=1)
     problem = replace(
-        problem, A=torch.cat([one, -one]), W=torch.zeros(2, 2).double(), b=torch.full((2,), -0.5).double(), noise=torch.zeros(2).double(),
+        problem, A=torch.cat([one, -one]), W=torch.zeros(2, 2).double(), b=torch.full((2,), -0.5).double(),
         lower=torch.full((2,), -1.5).double(), upper=torch.full((2,), 0.5).double(), A_o=0 * one, W_o=torch.zeros(1, 2).double(),
         b_o=torch.full((1,), -1000.0).double(), blocks=(r.blocks_of([2], [RELU], torch.zeros(2, 2))[0],), split=torch.zeros(2, dtype=torch.int8),
         neuron=torch.zeros(2, 2, dtype=torch.int64),
@@ -126,7 +122,6 @@ def test_an_empty_leaf_is_proved_against_any_row() -> None:
     check_proof(problem, both, proof)
     assert proof.bound > 1 and np.abs(proof.nu).max() > 1000
     assert leaf_proof(problem, 0, torch.tensor([1, -1], dtype=torch.int8)) is None
-    assert leaf_proof(replace(problem, noise=torch.full((2,), 0.6).double()), 0, both) is None
 
 
 def test_an_interval_that_a_split_empties_needs_no_program() -> None:
@@ -142,8 +137,8 @@ def test_wrong_signs_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     leaves = [(p, torch.tensor(s, dtype=torch.int8)) for p in map(conjunction, range(3)) for s in product((1, -1), repeat=p.unstable)]
     needs = [(p, s) for p, s in leaves if not bound_of(p, 0, s, np.full(2, 0.5), np.zeros(p.unstable)) > 0]
     program, ray = dual._program, dual._ray
-    monkeypatch.setattr(dual, "_program", lambda leaf: None if (found := program(leaf)) is None else (found[0], -found[1]))
-    monkeypatch.setattr(dual, "_ray", lambda leaf: (ray(leaf)[0], -ray(leaf)[1]))
+    monkeypatch.setattr(dual, "_program", lambda leaf: None if (found := program(leaf)) is None else replace(found, nu=-found.nu))
+    monkeypatch.setattr(dual, "_ray", lambda leaf: replace(found := ray(leaf), nu=-found.nu))
     proofs = [(p, s, leaf_proof(p, 0, s)) for p, s in needs]
     assert len(needs) >= 20 and sum(proof is not None for *_, proof in proofs) <= len(needs) // 4
     for p, s, proof in proofs:
@@ -160,7 +155,7 @@ def test_other_neurons_are_refused(kinds: tuple[str, ...]) -> None:
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
     problem = r.random_problem(0, (RELU,), rows=1)
-    safe = replace(problem, b_o=problem.b_o + 1e3, noise=torch.full_like(problem.noise, torch.inf))
+    safe = replace(problem, b_o=problem.b_o + 1e3, b=torch.full_like(problem.b, torch.inf))
     assert leaf_proof(safe, 0, torch.zeros(problem.unstable, dtype=torch.int8)) is None
 
 

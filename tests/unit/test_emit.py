@@ -31,11 +31,10 @@ from verifier.reduced.bound import Effort, Multipliers
 from verifier.reduced.build import build
 from verifier.reduced.problem import RELU, ReducedProblem, stack
 from verifier.reduced.tighten import tighten
-from verifier.solve import _program
 from verifier.spec.spec import Case, Polytope
 
 SMALL = BabConfig(batch=16)
-ORACLE = Oracle(lambda *offered: False, leaf_answer, _program)
+ORACLE = Oracle(lambda *offered: False, leaf_answer)
 
 
 def climb(seconds: float = 10.0) -> Climb:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from verifier.bab.work import Work, children
-from verifier.reduced.bound import Backward, backward, neuron_values, value_at_inputs
+from verifier.reduced.bound import Backward, backward, neuron_values, scales, value_at_inputs
 from verifier.reduced.planes import Planes, fixed_planes, planes_at
 from verifier.reduced.problem import RELU, Stack, activation
 from verifier.reduced.products import from_inputs_roughly, to_inputs_roughly
 
 NONE = -1.0
 """Score of a neuron that cannot be split."""
+THINNEST = 1e-4
+"""Share of its whole interval below which a neuron other than a ReLU is not split."""
 
 
 def scores(stack: Stack, work: Work, found: Backward, planes: Planes) -> tuple[Tensor, Tensor]:
@@ -35,7 +37,8 @@ def scores(stack: Stack, work: Work, found: Backward, planes: Planes) -> tuple[T
         if block.kind != RELU:
             at = slice(block.start, block.end)
             lower, upper = work.domains.lower[..., at], work.domains.upper[..., at]
-            allowed[..., at] = stack.real[:, None, at] & (upper - lower > 1e-4)
+            width = (stack.upper - stack.lower)[:, None, at]
+            allowed[..., at] = stack.real[:, None, at] & (upper - lower > THINNEST * width)
             intercept[..., at] = gap[..., at]
     blank = torch.full_like(gap, NONE)
     return torch.where(allowed, intercept, blank), torch.where(allowed, gap, blank)
@@ -48,7 +51,8 @@ def choose(stack: Stack, work: Work, candidates: int) -> tuple[Tensor, Tensor]:
     intercept, gap = scores(stack, work, found, planes)
     k = min(candidates, intercept.shape[-1])
     first, second = intercept.topk(k, -1), gap.topk(max(1, k // 2), -1)
-    useful = (first.values[..., 0] > 0) | (second.values[..., 0] > 1e-9)
+    roundoff = torch.finfo(gap.dtype).eps * (found.lower.abs() + scales(stack, work.rows)[0].squeeze(-1))
+    useful = (first.values[..., 0] > 0) | (second.values[..., 0] > roundoff)
     tried = torch.cat([first.indices, second.indices], -1)
     worth = torch.cat([first.values, second.values], -1)
     count = tried.shape[-1]

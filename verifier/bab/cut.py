@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 STEPS = 20
-ROOM = 1e-6
-"""What a cut leaves beyond the exact one, relative: more than the rounding of its own few operations in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +32,29 @@ def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
     Sound: a positive combination excludes the polytope; a point of it satisfies every row, hence every row's limit on one coordinate while the others
     are at their most favourable.
     """
-    best, combined, middle_combined, weight = _combine(middle, a, radius)
+    best, combined, middle_combined, weight = _of_one_size(middle, a, radius)
     rows = torch.cat([a, combined.unsqueeze(1)], 1) if a.shape[1] > 1 else a
     lower = torch.cat([middle, middle_combined.unsqueeze(1)], 1) if a.shape[1] > 1 else middle
     lower = lower - (rows.abs() @ radius.unsqueeze(-1)).squeeze(-1)
     # a_i d_i <= -lower - |a_i| r_i for a point of the polytope
-    reach = (-lower).clamp(min=0).unsqueeze(-1) / rows.abs().clamp(min=1e-30) * (1 + ROOM) - radius.unsqueeze(1) * (1 - ROOM)
+    reach = (-lower).clamp(min=0).unsqueeze(-1) / rows.abs() - radius.unsqueeze(1)  # of no meaning where a row has no such input
     high = torch.where(rows > 0, reach, torch.inf).amin(1)
     low = torch.where(rows < 0, -reach, -torch.inf).amax(1)
     low, high = torch.maximum(low, -radius), torch.minimum(high, radius)
     return Cut(best, combined, torch.minimum(low, radius), torch.maximum(high, -radius), weight)
+
+
+def _of_one_size(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_combine` of the rows over their sizes; weights of sum one, and what they combine, for the rows as they are."""
+    if a.shape[1] == 1:
+        return _combine(middle, a, radius)
+    size = middle.abs() + (a.abs() @ radius.unsqueeze(-1)).squeeze(-1)
+    size = torch.where((size > 0) & torch.isfinite(size), size, 1.0)
+    *_, weight = _combine(middle / size, a / size.unsqueeze(-1), radius)
+    weight = weight * (size.amin(1, keepdim=True) / size)
+    weight = weight / weight.sum(1, keepdim=True)
+    combined, middle_combined = (weight.unsqueeze(1) @ a).squeeze(1), (weight * middle).sum(1)
+    return middle_combined - (combined.abs() * radius).sum(1), combined, middle_combined, weight
 
 
 def _combine(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -64,6 +75,6 @@ def _combine(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor,
         found, found_middle = torch.where(better.unsqueeze(1), form, found), torch.where(better, constant, found_middle)
         used = torch.where(better.unsqueeze(1), weight, used)
         gradient = middle - (a @ (form.sign() * radius).unsqueeze(-1)).squeeze(-1)
-        size = (gradient.amax(1, keepdim=True) - gradient.amin(1, keepdim=True)).clamp(min=1e-30)
+        size = (gradient.amax(1, keepdim=True) - gradient.amin(1, keepdim=True)).clamp(min=torch.finfo(a.dtype).tiny)
         weight = torch.softmax(weight.clamp(min=1e-12).log() + 3 / (1 + step) ** 0.5 * gradient / size, 1)
     return best, found, found_middle, used

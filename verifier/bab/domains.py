@@ -12,7 +12,7 @@ class DomainBatch:
     """N domains of one problem, all tensors with N in front.
 
     `row (N,)` the specification row that is bounded, `lower (N,)` its bound, `depth (N,)`, `split (N, U)` int8 signs, `alpha, beta (N, U)` the
-    multipliers that warm-start the children (alpha in 255ths, beta in half precision: any value is sound), and the intervals `cut_lower,
+    multipliers that warm-start the children (alpha in 255ths, beta in bfloat16: any value is sound), and the intervals `cut_lower,
     cut_upper (N, U)` for problems with neurons that are not ReLUs (None otherwise). `id (N,)` names each in the log of its search.
     """
 
@@ -48,9 +48,6 @@ def unpack_alpha(alpha: Tensor, dtype: torch.dtype) -> Tensor:
     return alpha.to(dtype) / 255
 
 
-BETA_LIMIT = 6e4
-"""Largest multiplier kept between rounds: half precision ends at 65504; a smaller beta is as sound as a larger one."""
-
-
 def pack_beta(beta: Tensor) -> Tensor:
-    return beta.clamp(max=BETA_LIMIT).half()
+    """To bfloat16, which has the range of float32: multipliers have the rows' scale over the neurons'. Larger ones become its largest."""
+    return beta.clamp(max=torch.finfo(torch.bfloat16).max).bfloat16()

@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,20 +33,18 @@ Offer = Callable[[int, int, Tensor], bool]
 
 Leaf = Callable[[ReducedProblem, int, Tensor], "LeafAnswer"]
 
-Program = Callable[[ReducedProblem, int, Tensor], "tuple[Any, Any] | None"]
-"""program(problem, polytope, split (U,)) -> weights of the polytope's rows and multipliers nu that prove a leaf, or None."""
-
-
 @dataclass(frozen=True, slots=True)
 class LeafAnswer:
-    """What an exact solver says of a leaf: a lower bound of its polytope (infinite: the leaf is empty) and the scaled input `x (n,)` that
+    """What an exact solver says of a leaf. It is closed by a `proof`, weights `(R,)` of the polytope's rows and multipliers nu `(U,)`, which
 
-    attains it; `neuron` is the unsplit one whose relaxation is loosest there, None where the bound is exact.
+    show the bound `lower` (infinite: the leaf is empty). Otherwise `x (n,)` is the scaled input where the polytope is least, and `neuron` the unsplit
+    one whose relaxation is loosest there, None where it is exact.
     """
 
     lower: float
     x: Tensor | None = None
     neuron: int | None = None
+    proof: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(slots=True)
@@ -89,29 +87,36 @@ class Search:
         return self.frontier.minimum()
 
     def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
-        """A checker refuses this polytope's `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`.
+        """A checker refuses this polytope's `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`
+
+        (and by a roundoff of the rows' size: what lacks nothing but is not positive).
 
         The leaf is open again, and every one that was closed within the margin.
         """
         if not math.isfinite(lacked):
             self.stuck = True
             return
-        own, more = self.problem.polytope == polytope, 1.5 * max(lacked, 1e-9)
-        self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack + more, self.problem.slack))
-        opened = self.log.reopen(polytope, leaf, float(self.problem.slack[own].max()))
+        self.problem, margin = raised(self.problem, self.problem.polytope == polytope, 1.5 * lacked)
+        opened = self.log.reopen(polytope, leaf, margin)
         if len(self.frontier):  # what an earlier call has opened is there already
             opened = opened.take((~torch.isin(opened.id, self.frontier.open.id)).nonzero().squeeze(-1))
         if len(opened):
             self.frontier.push(opened)
 
 
+def raised(problem: ReducedProblem, own: Tensor, more: float) -> tuple[ReducedProblem, float]:
+    """The problem with the margin of its rows `own (S,)` raised by `more` and a roundoff of their size, and the largest of these margins."""
+    margin = problem.margin + more + torch.finfo(problem.margin.dtype).eps * problem.row_size()
+    problem = replace(problem, margin=torch.where(own, margin, problem.margin))
+    return problem, float(problem.margin[own].max())
+
+
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot, `program` says why, for the log."""
+    """What the driver asks of others: `offer` takes candidates, `leaf` decides what splitting cannot."""
 
     offer: Offer
     leaf: Leaf
-    program: Program = lambda problem, polytope, split: None
 
 
 def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
@@ -120,7 +125,7 @@ def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
     single, count = with_fast_inputs(stack([problem])), len(problem.b_o)
     row = torch.arange(count, device=problem.b_o.device).unsqueeze(0)
     bounds = row_bounds(single, row, replace(effort, packed=as_packed))
-    best, found = bounds[0][0] - problem.slack, bounds[1]
+    best, found = bounds[0][0] - problem.margin, bounds[1]
     search.started, search.domains = True, count
     search.floor = best.clone()
     tops = []
@@ -133,7 +138,7 @@ def start(search: Search, effort: Effort, rows: Tensor | None = None) -> None:
         u = problem.unstable
         cuts = (None, None) if single.is_relu else (problem.lower.expand(len(index), u).clone(), problem.upper.expand(len(index), u).clone())
         roots = DomainBatch(
-            index, best[index] + problem.slack[index], torch.zeros_like(index, dtype=torch.int16), problem.split.expand(len(index), u).clone(),
+            index, best[index] + problem.margin[index], torch.zeros_like(index, dtype=torch.int16), problem.split.expand(len(index), u).clone(),
             pack_alpha(found.alpha[0, index]), pack_beta(found.beta[0, index]), search.log.open_roots(index), *cuts,
         )
         search.log.close(roots)
@@ -147,7 +152,7 @@ def row_bounds(single: Stack, row: Tensor, effort: Effort) -> tuple[Tensor, Mult
     domains = Domains(problem.split.expand(1, k, -1), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper)))
     rows = spec_rows(single, row)
     begin = Multipliers(start_alpha(single).unsqueeze(1).expand(1, k, -1), torch.zeros_like(rows.wo))
-    return optimise(single, rows, domains, begin, effort, problem.slack[row])
+    return optimise(single, rows, domains, begin, effort, problem.margin[row])
 
 
 def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener = silent) -> None:
@@ -245,7 +250,7 @@ def _offer(search: Search, x: Tensor, row: Tensor, oracle: Oracle) -> None:
     problem = search.problem
     _, m = problem.evaluate(x)
     polytope = problem.polytope[row]
-    outside = (problem.polytope.unsqueeze(0) == polytope.unsqueeze(1)) & (m > 2 * problem.slack)
+    outside = (problem.polytope.unsqueeze(0) == polytope.unsqueeze(1)) & (m > problem.margin)
     hits = (~outside.any(1)).nonzero().squeeze(-1)
     for which in polytope[hits].unique().tolist():
         own = hits[polytope[hits] == which][:8]
@@ -264,11 +269,11 @@ def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Ten
         polytope = int(problem.polytope[work.row[p, k]])
         split = work.domains.split[p, k][shared.index[p]]
         answer = oracle.leaf(problem, polytope, split)
-        if answer.lower > float(problem.slack.max()):
+        if answer.proof is not None:
             search.closed += 1
             search.volume += 0.5 ** int(work.depth[p, k])
             leaf = unload(shared, work, p, torch.tensor([k], device=work.row.device))
-            search.log.close_by_program(leaf, oracle.program(problem, polytope, split))
+            search.log.close_by_program(leaf, answer.lower, answer.proof)
         elif answer.x is not None and oracle.offer(search.key, polytope, problem.inputs.full(answer.x.unsqueeze(0))):
             search.falsified = True
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from verifier.bab.budget import Deadline, Listener, Progress, silent
 from verifier.bab.cut import cut
-from verifier.bab.driver import Oracle
+from verifier.bab.driver import Oracle, raised
 from verifier.bab.log import BoxLog, walk
 from verifier.reduced.boxes import BoxBounds, box_bounds
 from verifier.reduced.problem import ReducedProblem
@@ -81,10 +81,10 @@ class InputSearch:
             self.stuck = True
             return
         leaves, (lower, _), own = walk(self.log.tree, [0]).leaf, self.log.leaves(), self.problem.polytope == polytope
-        more = 1.5 * max(lacked, 1e-9)
-        self.problem = replace(self.problem, slack=torch.where(own, self.problem.slack + more, self.problem.slack))
-        again = leaves[(lower[leaves] <= self.log.raised + more) & (leaves != leaves[leaf])]
-        self.log.raised += more
+        before = self.problem.margin
+        self.problem, _ = raised(self.problem, own, 1.5 * lacked)
+        self.log.raised += float((self.problem.margin - before).max())
+        again = leaves[(lower[leaves] <= self.log.raised) & (leaves != leaves[leaf])]
         boxes = self._boxes(leaves[leaf:leaf + 1])
         self.parts += [self._boxes(again)] if len(again) else []
         self.parts.append(_halve(self, boxes, (boxes.upper - boxes.lower).argmax(1)))
@@ -157,7 +157,8 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
     row = torch.stack([f.a for f in found], 1)[index]
     if _offer(search, problem, lower[index], upper[index], row, oracle):
         return
-    weight = bounds.spread[index].amax(1) + bounds.a[index].abs().amax(1)
+    size = problem.row_size().clamp(min=torch.finfo(lower.dtype).tiny).unsqueeze(-1)
+    weight = (bounds.spread[index] / size).amax(1) + (bounds.a[index].abs() / size).amax(1)
     part = part.take(index)
     gain = weight * (part.upper - part.lower)
     if problem.n == 0 or not bool(torch.isfinite(gain).all()):
@@ -167,9 +168,9 @@ def _round(search: InputSearch, part: Boxes, oracle: Oracle) -> None:
 
 
 def _rows_of(problem: ReducedProblem, bounds: BoxBounds, polytope: int) -> tuple[Tensor, Tensor]:
-    """The rows of one polytope as linear functions over each box: `middle (N, R)` less slack, `a (N, R, n)`."""
+    """The rows of one polytope as linear functions over each box: `middle (N, R)` less their margin, `a (N, R, n)`."""
     members = (problem.polytope == polytope).nonzero().squeeze(-1)
-    return bounds.middle[:, members] - problem.slack[members], bounds.a[:, members]
+    return bounds.middle[:, members] - problem.margin[members], bounds.a[:, members]
 
 
 def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
@@ -190,7 +191,8 @@ def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: T
     x = torch.cat([(lower + upper) / 2, *corners])
     _, m = problem.evaluate(x)
     for polytope in problem.polytope.unique().tolist():
-        inside = (m[:, problem.polytope == polytope] <= 0).all(1).nonzero().squeeze(-1)[:8]
+        own = problem.polytope == polytope
+        inside = (m[:, own] <= problem.margin[own]).all(1).nonzero().squeeze(-1)[:8]
         if len(inside) and oracle.offer(search.key, polytope, problem.inputs.full(x[inside])):
             search.falsified = True
             return True

@@ -149,7 +149,7 @@ def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
     while gain > WORTHWHILE and not search.decided and 2 * last < budget.left_s():
         before, begin = _missing(search), climb.deadline.left_s()
         search = _restart(search, split_neurons(search.problem, climb.config, seconds, climb.deadline, search.log), climb)
-        gain = 1 - _missing(search) / before
+        gain = 1 - _missing(search) / before if before > 0 else 1.0
         if gain > WORTHWHILE and not search.decided:
             advance([search], climb.config, climb.oracle, climb.deadline.sooner(seconds), climb.listener)
         seconds, last = 2 * seconds, begin - climb.deadline.left_s()
@@ -158,4 +158,4 @@ def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
 
 def _missing(search: Search) -> float:
     """What the root lacks to prove every row, summed."""
-    return float((-search.floor).clamp(min=1e-12).sum())
+    return float((-search.floor).clamp(min=0).sum())

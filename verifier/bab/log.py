@@ -176,12 +176,11 @@ class Log:
             self.closed.append(_Closed.of(batch))
             self.size += self.closed[-1].nbytes()
 
-    def close_by_program(self, leaf: DomainBatch, proof: tuple[np.ndarray, np.ndarray] | None) -> None:
-        """One domain that a linear program proved; without multipliers from there it counts as closed with its own."""
-        self.close(replace(leaf, lower=torch.full_like(leaf.lower, torch.inf)))
-        if proof is not None:
-            self.programs[int(leaf.id[0])] = proof
-            self.size += sum(part.nbytes for part in proof)
+    def close_by_program(self, leaf: DomainBatch, lower: float, proof: tuple[np.ndarray, np.ndarray]) -> None:
+        """One domain that a linear program proved to be above `lower`, and its multipliers from there."""
+        self.close(replace(leaf, lower=torch.full_like(leaf.lower, lower)))
+        self.programs[int(leaf.id[0])] = proof
+        self.size += sum(part.nbytes for part in proof)
 
     def nbytes(self) -> int:
         return self.size + self.tree.nbytes() + sum(lemma.log.nbytes() for lemma in self.lemmas if isinstance(lemma, Lemma))

@@ -88,12 +88,12 @@ def _split(search: Search, shared: Stack, worst: DomainBatch, config: BabConfig,
 
 
 def _row_minimum(search: Search, closed: Tensor, count: int) -> Tensor:
-    """The smallest bound among each row's leaves, less its rounding."""
+    """The smallest bound among each row's leaves."""
     lowest = closed.clone()
     if len(search.frontier):
         own = search.frontier.open
         lowest.scatter_reduce_(0, own.row, own.lower, "amin")
-    return lowest - search.problem.slack
+    return lowest
 
 
 def block_lemma(problem: ReducedProblem, block: Block, log: Log, bound: Tensor) -> Lemma:

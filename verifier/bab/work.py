@@ -16,7 +16,7 @@ from verifier.reduced.problem import RELU, Stack
 class Work:
     """K domains of each of P problems: `row, lower, depth, target (P, K)`; problem p has `count[p]` of them, the rest repeat its first.
 
-    A row is done when its bound exceeds `target`. `id (P, K)` names the domains in their searches' logs.
+    A row is done when its bound exceeds `target`, the problem's margin. `id (P, K)` names the domains in their searches' logs.
     """
 
     row: Tensor
@@ -57,8 +57,8 @@ def load(stack: Stack, batches: list[DomainBatch]) -> Work:
     alpha, beta = unpack_alpha(_place(stack, [batch.alpha for batch in batches]), dtype), _place(stack, [batch.beta for batch in batches]).to(dtype)
     cuts = (None, None) if stack.is_relu else (_place(stack, [b.cut_lower for b in batches]), _place(stack, [b.cut_upper for b in batches]))
     p = torch.arange(len(row), device=row.device).unsqueeze(1)
-    slack = torch.stack([torch.nn.functional.pad(q.slack, (0, stack.b_o.shape[1] - len(q.slack))) for q in stack.problems])
-    return Work(row, lower, depth, slack[p, row], names, spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), count)
+    margin = torch.stack([torch.nn.functional.pad(q.margin, (0, stack.b_o.shape[1] - len(q.margin))) for q in stack.problems])
+    return Work(row, lower, depth, margin[p, row], names, spec_rows(stack, row), Domains(split, *cuts), Multipliers(alpha, beta), count)
 
 
 def _padded(batch: DomainBatch, k: int) -> DomainBatch:
@@ -85,7 +85,7 @@ def unload(stack: Stack, work: Work, p: int, keep: Tensor) -> DomainBatch:
 
 
 def as_packed(multipliers: Multipliers) -> Multipliers:
-    """What packing keeps of multipliers: alpha in 255ths, beta in half precision."""
+    """What packing keeps of multipliers: alpha in 255ths, beta in bfloat16."""
     alpha, beta = multipliers.alpha, multipliers.beta
     return Multipliers(unpack_alpha(pack_alpha(alpha), alpha.dtype), pack_beta(beta).to(beta.dtype))
 

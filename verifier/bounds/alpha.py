@@ -36,7 +36,7 @@ from verifier.bounds.engine import BoundRequest, BoundResult
 from verifier.bounds.ibp import output_bounds, signed_rows, split_sides
 from verifier.bounds.network import Network, prepare
 from verifier.bounds.rows import Frame, Rows, densify, dot, mask_outside
-from verifier.box import Box
+from verifier.box import Box, flat
 from verifier.errors import VerifierError
 from verifier.form import Relaxation
 from verifier.graph.ir import Graph, Node
@@ -244,14 +244,14 @@ class OptimisedPlanes:
         box = Box(frame.gather(boxes[0].lower), frame.gather(boxes[0].upper))
         if frame.window is not None:
             return Site((box,), rule.family(node, box))
-        free = rule.unstable(node, box)[0].flatten(2)
+        free = flat(rule.unstable(node, box)[0], 2)
         columns = free.any(0).any(0).nonzero().flatten()
         if columns.numel() > _SPARSE_SHARE * free.shape[-1]:
             return Site((box,), rule.family(node, box))
-        some = Box(box.lower.flatten(2)[..., columns], box.upper.flatten(2)[..., columns])
+        some = Box(flat(box.lower, 2)[..., columns], flat(box.upper, 2)[..., columns])
         planes = rule.relax(node, box)
         kept = Relaxation(*(
-            getattr(planes, name).flatten(2).index_fill(-1, columns, 0.0)
+            flat(getattr(planes, name), 2).index_fill(-1, columns, 0.0)
             for name in ("lower_slope", "lower_offset", "upper_slope", "upper_offset")
         ))
         return Site((some,), rule.family(node, some), columns, kept)
@@ -267,7 +267,7 @@ class OptimisedPlanes:
 
     def _sparse(self, node: Node, rows: Rows, site: Site) -> tuple[tuple[Rows, ...], Tensor]:
         """Planes with alphas on the free columns, the fixed affine ones on the rest."""
-        rule, coeff = self.network.rules[node.name], rows.coeff.flatten(2)
+        rule, coeff = self.network.rules[node.name], flat(rows.coeff, 2)
         assert isinstance(rule, ElementwiseOp) and site.columns is not None and site.kept is not None
         result = coeff * site.kept.lower_slope
         bias = dot(coeff, site.kept.lower_offset)

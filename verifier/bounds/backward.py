@@ -18,6 +18,7 @@ from verifier.bounds.engine import Region
 from verifier.bounds.network import Network
 from verifier.bounds.rows import Frame, Rows, add_rows, densify, dot, mask_outside
 from verifier.bounds.windows import minimum_through_first_conv, window_adjoint
+from verifier.box import flat
 from verifier.form import BilinearRelaxation, Relaxation, SelectionRelaxation
 from verifier.graph.ir import Node
 from verifier.ops import AffineOp
@@ -103,8 +104,8 @@ def joint_step(
     positive = rows.coeff.clamp(min=0)
     negative = rows.coeff - positive
     if isinstance(planes, SelectionRelaxation):
-        weight = (positive + negative * planes.exact).flatten(2)
-        index = planes.index.flatten(2).expand(weight.shape)
+        weight = flat(positive + negative * planes.exact, 2)
+        index = flat(planes.index, 2).expand(weight.shape)
         zeros = weight.new_zeros(*weight.shape[:2], _size(input_shapes[0]))
         coeff = zeros.scatter_add(-1, index, weight).reshape(*weight.shape[:2], *input_shapes[0])
         return (replace(rows, coeff=coeff),), dot(negative, planes.upper_offset)
@@ -179,10 +180,10 @@ def minimum_over_region(rows: Rows, region: Region) -> Tensor:
     bound = dot(rows.coeff, center) - dot(rows.coeff.abs(), radius)
     if region.ball is None:
         return bound
-    coeff = mask_outside(rows, tuple(region.box.lower.shape[1:])).coeff.flatten(2)
+    coeff = flat(mask_outside(rows, tuple(region.box.lower.shape[1:])).coeff, 2)
     dual = coeff.norm(dim=-1) if region.ball.norm == 2 else coeff.abs().amax(-1)
     reach = Frame(frame.problem, None, frame.single).gather(region.ball.radius).reshape(-1, 1)
-    return torch.maximum(bound, dot(coeff, frame.gather(region.ball.center).flatten(2)) - reach * dual)
+    return torch.maximum(bound, dot(coeff, flat(frame.gather(region.ball.center), 2)) - reach * dual)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from verifier.bounds.network import Network, is_out_of_memory
 from verifier.bounds.rows import Frame, Rows, Window
 from verifier.bounds.windows import WINDOW_OPS, moved
+from verifier.box import flat
 from verifier.errors import OutOfMemory
 from verifier.ops.conv import spatial_attributes
 
@@ -60,9 +61,9 @@ def chunks_of(mask: Tensor, by_position: bool) -> Callable[[int], Iterator[Chunk
     """How the neurons `mask (B, *shape)` of a node are cut into chunks of at most so many rows (one group's rows at least one)."""
     batch, shape = mask.shape[0], tuple(mask.shape[1:])
     if by_position:
-        table = mask.flatten(2).reshape(batch, shape[1], -1).transpose(1, 2).flatten(0, 1)
+        table = flat(mask, 2).reshape(batch, shape[1], -1).transpose(1, 2).flatten(0, 1)
     else:
-        table = mask.flatten(1)
+        table = flat(mask, 1)
     counts = table.sum(1)
     counts, group = counts.sort(descending=True, stable=True)
     group = group[counts > 0]

@@ -14,7 +14,7 @@ from verifier.bounds.backward import affine_step, minimum_over_region
 from verifier.bounds.engine import BoundRequest, BoundResult, Region
 from verifier.bounds.network import Network, prepare
 from verifier.bounds.rows import Frame, Rows, add_rows
-from verifier.box import Box
+from verifier.box import Box, flat
 from verifier.ops import AffineOp, NonlinearOp
 
 
@@ -43,7 +43,7 @@ def output_bounds(network: Network, request: BoundRequest, boxes: dict[str, Box]
     """Interval bounds of the request's rows from the boxes of the nodes, with the request's constants."""
     output = boxes[network.output.name]
     if request.rows is None:
-        lower, upper = output.lower.flatten(1), output.upper.flatten(1)
+        lower, upper = flat(output.lower, 1), flat(output.upper, 1)
         if request.constants is not None:
             lower, upper = lower + request.constants, upper + request.constants
         return lower, upper if request.upper_too else None

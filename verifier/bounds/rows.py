@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from verifier.box import flat
+
 # A window that covers this share of the value saves nothing over whole rows.
 _DENSE_SHARE = 0.6
 
@@ -101,7 +103,7 @@ class Rows:
 
 def dot(coeff: Tensor, value: Tensor) -> Tensor:
     """<coeff, value> over all but the first two axes: `(G, S, ...)` and `(G or 1, S or 1, ...)` to `(G, S)`."""
-    coeff, value = coeff.flatten(2), value.flatten(2)
+    coeff, value = flat(coeff, 2), flat(value, 2)
     if value.shape[1] > 1:
         return (coeff * value).sum(-1)
     if value.shape[0] == 1:

@@ -10,11 +10,11 @@ import numpy as np
 
 from verifier.certificate.arithmetic import Arithmetic, Rounded, Runtime
 from verifier.certificate.bound import CHUNK, Multipliers, Problem, Rows, bound, eliminate
-from verifier.certificate.boxes import TOGETHER, box_bounds, combined_bound, narrowed_problem
+from verifier.certificate.boxes import TOGETHER, Boxes, BoxProof
 from verifier.certificate.reduce import Statement, reduce
 from verifier.certificate.schema import CertificateError, Record
 from verifier.certificate.threads import spread
-from verifier.certificate.trees import LEAF, Path, narrowed, splits, walk
+from verifier.certificate.trees import LEAF, Path, narrowed, shared, splits, walk
 from verifier.graph.ir import Graph
 
 Tick = Callable[[], None]
@@ -155,17 +155,19 @@ class Case:
             raise CertificateError(f"{record.place} has a negative weight, or not one of each leaf.")
         n = self.problem.A.shape[1]
         whole = self.arithmetic.array(-np.ones(n)), self.arithmetic.array(np.ones(n))
+        polytopes = tuple((k, rows) for k, rows in enumerate(self._polytopes()) if k in self.open)
+        proof = BoxProof(polytopes, self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None, tick)
         failed: dict[int, Failure] = {}
         leaves, begin = walk(record, 1, n_in, -1), 0
-        while part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]:
+        while polytopes and (part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]):
             tick()
             scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in part]
             lower, upper = narrowed(*whole, scaled)
-            weights = None if weight is None else weight[begin:begin + len(part)]
-            groups = [slice(k, k + TOGETHER) for k in range(0, len(part), TOGETHER)]
-            for group, found in zip(groups, spread(partial(self._group, (lower, upper), weights), groups)):
+            number = np.arange(begin, begin + len(part))
+            boxes = Boxes(lower, upper, number, shared(part), None if weight is None else weight[number])
+            for found in spread(partial(proof.unproved, self.problem), list(boxes.subtrees(max(1, min(TOGETHER, len(part) // 8))))):
                 for leaf, polytope, value in found:
-                    failed.setdefault(polytope, Failure(self.number, polytope, self.trees, begin + group.start + leaf, value))
+                    failed.setdefault(polytope, Failure(self.number, polytope, self.trees, leaf, value))
             begin += len(part)
         self.leaves += begin
         self.open = {polytope: failed[polytope] for polytope in self.open if polytope in failed}
@@ -177,50 +179,20 @@ class Case:
             raise CertificateError(f"{record.place} splits an input that is fixed.")
         return (self.arithmetic.array([point])[0] - self.problem.center[k]) / self.problem.radius[k]
 
-    def _group(self, boxes: tuple[np.ndarray, np.ndarray], weight: np.ndarray | None, at: slice) -> list[tuple[int, int, float]]:
-        """(leaf, polytope, bound) of what is not proved on some of the boxes `(N, n)`, neighbours bounded with a problem over their hull."""
-        problem, (lower, upper), weight = self.problem, (side[at] for side in boxes), None if weight is None else weight[at]
-        if len(lower) > 8:
-            problem = narrowed_problem(problem, lower.min(0), upper.max(0), frozenset())
-        failures = self._unproved(problem, (lower, upper), weight)
-        return self._anew((lower, upper), weight, failures) if failures and self.runtime and isinstance(self.arithmetic, Rounded) else failures
-
-    def _anew(self, boxes: tuple[np.ndarray, np.ndarray], weight: np.ndarray | None, failures: list) -> list[tuple[int, int, float]]:
-        """What is still not proved when the network is reduced again over the hull of the failed boxes: a runtime's errors are smaller there."""
-        index, free = np.array(sorted({leaf for leaf, _, _ in failures})), self.problem.free
-        center, radius, n = self.problem.center, self.problem.radius, len(free)
-        room = 2.0**-50 * (abs(center) + radius)
-        low, high = (center + radius * side[index, :n] + sign * room for side, sign in zip(boxes, (-1, 1)))
+    def _anew(self, problem: Problem, boxes: Boxes) -> tuple[Problem, Boxes]:
+        """The network reduced again over the hull of some boxes of a problem, where a runtime's errors are smaller, and the boxes there."""
+        free, n = problem.free, len(problem.free)
+        room = 2.0**-50 * (abs(problem.center) + problem.radius)
+        low, high = (problem.center + problem.radius * side[:, :n] + sign * room for side, sign in ((boxes.lower, -1), (boxes.upper, 1)))
         lower, upper = self.statement.lower.copy(), self.statement.upper.copy()
         lower[free], upper[free] = np.maximum(lower[free], low.min(0)), np.minimum(upper[free], high.max(0))
-        problem = reduce(self.graph, replace(self.statement, lower=lower, upper=upper, kept=frozenset()), self.arithmetic, self.runtime)
-        place, ones = np.searchsorted(free, problem.free), np.ones((len(index), problem.A.shape[1]))
-        scaled = -ones, ones.copy()
-        for side, ends, sign in zip(scaled, (low, high), (-1, 1)):
-            side[:, :len(place)] = np.clip((ends[:, place] - problem.center) / problem.radius + sign * 2.0**-45, -1, 1)
-        left = [(int(index[leaf]), k, value) for leaf, k, value in self._unproved(problem, scaled, None if weight is None else weight[index])]
-        if not left or len(index) == 1:
-            return left
-        halves = (index[:len(index) // 2], index[len(index) // 2:])
-        parts = [[failure for failure in left if failure[0] in half] for half in halves]
-        return [failure for part in parts if part for failure in self._anew(boxes, weight, part)]
-
-    def _unproved(self, problem: Problem, boxes: tuple[np.ndarray, np.ndarray], weight: np.ndarray | None) -> list[tuple[int, int, float]]:
-        """(leaf, polytope, bound) of what one problem does not prove on the boxes."""
-        lower, upper = boxes
-        low, high, found = box_bounds(problem, lower, upper)
-        failures = []
-        for leaf in range(len(lower)):
-            for polytope in self.open:
-                rows = self._polytopes()[polytope]
-                best = found[leaf, rows].max()
-                if not best > 0 and weight is not None:
-                    only = np.zeros(self.ends[-1])
-                    only[rows] = weight[leaf, rows]
-                    best = max(best, combined_bound(problem, only, (lower[leaf], upper[leaf]), (low[leaf], high[leaf])))
-                if not best > 0:
-                    failures.append((leaf, polytope, float(best)))
-        return failures
+        again = reduce(self.graph, replace(self.statement, lower=lower, upper=upper, kept=frozenset()), self.arithmetic, self.runtime)
+        place, scaled = np.searchsorted(free, again.free), []
+        for ends, sign in ((low, -1), (high, 1)):
+            side = np.full((len(boxes), again.A.shape[1]), float(sign))
+            side[:, :len(place)] = np.clip((ends[:, place] - again.center) / again.radius + sign * 2.0**-45, -1, 1)
+            scaled.append(side)
+        return again, replace(boxes, lower=scaled[0], upper=scaled[1])
 
 
 class _Leaves:

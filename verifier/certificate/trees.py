@@ -51,6 +51,14 @@ def splits(path: Path) -> list[tuple[int, int, float]]:
     return found[::-1]
 
 
+def shared(paths: list[list[tuple[int, int, float]]]) -> np.ndarray:
+    """How many cuts each path begins with that the one before it has too."""
+    found = np.zeros(len(paths), int)
+    for leaf, (before, path) in enumerate(zip(paths, paths[1:]), 1):
+        found[leaf] = next((k for k, (one, other) in enumerate(zip(before, path)) if one != other), min(len(before), len(path)))
+    return found
+
+
 def narrowed(lower: np.ndarray, upper: np.ndarray, paths: list[list[tuple[int, int, float]]]) -> tuple[np.ndarray, np.ndarray]:
     """Intervals `(L, U)` of the leaves: `lower, upper (U,)` cut as each of the L paths says."""
     low, high = (np.repeat(side[None], len(paths), 0) for side in (lower, upper))

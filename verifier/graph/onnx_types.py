@@ -8,7 +8,10 @@ from verifier.errors import UnsupportedError
 # Bits of the significand, and with them what a cast from one to the other loses.
 _BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 # What computes nothing: no type counts.
-_KEEPS = frozenset(["Cast", "Concat", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "GlobalMaxPool", "Max", "Min", "Clip", "Neg", "Abs", "Pad", "Relu", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Upsample"])
+_KEEPS = frozenset("""
+    Cast Concat Dropout Expand Flatten Gather Identity MaxPool GlobalMaxPool Max Min Clip Neg Abs Pad Relu Reshape Resize Slice Split Squeeze Tile
+    Transpose Unsqueeze Upsample
+""".split())
 _OTHER_TYPES = frozenset({"Resize", "Upsample", "Dropout"})
 
 

@@ -36,7 +36,7 @@ def stability(graph: Graph, result: BoundResult) -> tuple[LayerStability, ...]:
 
     Activations that the output does not depend on have no bounds and no row.
     """
-    from verifier.box import Box
+    from verifier.box import Box, flat
     from verifier.ops import ElementwiseOp, rule_for
 
     layers = []
@@ -45,7 +45,7 @@ def stability(graph: Graph, result: BoundResult) -> tuple[LayerStability, ...]:
         if not isinstance(rule, ElementwiseOp) or node.inputs[0] not in result.intermediate:
             continue
         given = result.intermediate[node.inputs[0]]
-        box = Box(given.lower.detach().flatten(1), given.upper.detach().flatten(1))
+        box = Box(flat(given.lower.detach(), 1), flat(given.upper.detach(), 1))
         unstable = rule.unstable(node, box)[0]
         flat = (rule.relax(node, box).lower_slope == 0) & ~unstable
         inactive, total = flat.sum(1), box.lower.shape[1]
@@ -81,6 +81,7 @@ def stability_of_images(graph: Graph, images: np.ndarray, around: Perturbation, 
     from verifier.bounds.crown import crown
     from verifier.bounds.ibp import ibp
     from verifier.measure.certified import ball
+    from verifier.measure.layout import fitted
     from verifier.measure.screen import margin_request
 
     engines = {"ibp": ibp, "crown": crown}
@@ -88,6 +89,7 @@ def stability_of_images(graph: Graph, images: np.ndarray, around: Perturbation, 
         raise VerifierError(f"engine is {engine!r}: use ibp or crown.")
     if not len(images):
         raise VerifierError("There are no images to average over: give at least one.")
+    images = fitted(graph, images, around)
     moved, n_out = graph.to("cpu", torch.float64), int(np.prod(graph.output_shape))
     total, layers = np.zeros(0), ()
     for start in range(0, len(images), batch):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from verifier.reduced.planes import Domains, Planes, fixed_planes, plane_gradient, planes_at
-from verifier.reduced.problem import RELU, Block, ReducedProblem, ScaledBall, Stack, together
+from verifier.reduced.problem import RELU, Block, ReducedProblem, ScaledBall, Stack, activation
 from verifier.reduced.products import from_inputs_roughly, to_inputs
 
 
@@ -75,7 +75,7 @@ Push = Callable[[Stack, Tensor], Tensor]
 def through_neurons(stack: Stack, rows: Rows, domains: Domains, planes: Planes, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Each row as <nu, A x + b> + <a_o, x> + offset, every s(z) replaced by its plane: positive coefficients take the lower, negative the upper one.
 
-    The rows' noise is taken off. Returns the coefficients `c (P, K, U)` of s(z), `nu (P, K, U)` of z, and the offset `(P, K)`.
+    Returns the coefficients `c (P, K, U)` of s(z), `nu (P, K, U)` of z, and the offset `(P, K)`.
     """
     c, nu = rows.wo.clone(), torch.empty_like(rows.wo)
     signed = None if beta is None else beta * domains.split
@@ -90,7 +90,6 @@ def through_neurons(stack: Stack, rows: Rows, domains: Domains, planes: Planes, 
             c[..., block.reach:block.start] += value @ stack.W[:, at, block.reach:block.start]
     negative = c.clamp(max=0)
     bias = rows.bo + (nu @ stack.b.unsqueeze(-1)).squeeze(-1) + (negative * planes.up_off).sum(-1)
-    bias -= together(stack.noise.unsqueeze(-1), nu).squeeze(-1)
     if planes.low_off is not None:
         bias = bias + ((c - negative) * planes.low_off).sum(-1)
         bias = bias + _cut_offsets(stack, domains, signed)
@@ -129,8 +128,9 @@ def minimum_over_inputs(a: Tensor, ball: ScaledBall | None) -> tuple[Tensor, Ten
         return lower, x
     scaled = a / ball.radius
     if ball.norm == 2:
-        size = scaled.norm(dim=-1)
-        direction = scaled / size.clamp(min=torch.finfo(a.dtype).tiny).unsqueeze(-1)
+        largest = scaled.abs().amax(-1, keepdim=True)  # the squares of small numbers are zero
+        direction = torch.nn.functional.normalize(scaled / torch.where(largest > 0, largest, 1.0), dim=-1, eps=0.5)
+        size = (scaled * direction).sum(-1)
     else:
         size, largest = scaled.abs().max(-1)
         direction = torch.nn.functional.one_hot(largest, a.shape[-1]) * scaled.sign()
@@ -188,22 +188,27 @@ def optimise(stack: Stack, rows: Rows, domains: Domains, start: Multipliers, eff
 
 
 class _Ascent:
-    """Projected Adam on (alpha, beta) of the rows that are still open (Adam by hand: the first use of torch.optim costs a second)."""
+    """Projected Adam on (alpha, beta) of the rows that are still open (Adam by hand: the first use of torch.optim costs a second).
 
-    __slots__ = ("alpha", "beta", "domains", "effort", "fixed", "m", "rows", "stack", "unit", "v")
+    With r = |w_o| max |s(z)| / sqrt(U), the size of a row's terms, and s_j = max |z_j|, it moves alpha_j and beta_j s_j / r: the steps are the same
+    whatever inputs, layers and rows are multiplied with. `reach (P, K, 1)` is r, `unit (P, K, U)` is r / s_j.
+    """
+
+    __slots__ = ("alpha", "beta", "domains", "effort", "fixed", "m", "reach", "rows", "stack", "unit", "v")
 
     def __init__(self, stack: Stack, rows: Rows, domains: Domains, start: Multipliers, effort: Effort) -> None:
         self.stack, self.rows, self.domains, self.effort = stack, rows, domains, effort
         self.alpha, self.beta = start.alpha, start.beta
         self.fixed = fixed_planes(stack, domains)
-        self.unit = torch.linalg.vector_norm(rows.wo, ord=1, dim=-1, keepdim=True).clamp(min=1e-12) / max(1, rows.wo.shape[-1]) ** 0.5
+        self.reach, self.unit = scales(stack, rows)
         self.m = self.v = None
 
     def take(self, keep: Tensor) -> _Ascent:
         other = _Ascent.__new__(_Ascent)
         other.stack, other.effort, other.fixed = self.stack, self.effort, self.fixed.take(keep)
         other.rows, other.domains = self.rows.take(keep), self.domains.take(keep)
-        other.alpha, other.beta, other.unit = self.alpha[:, keep], self.beta[:, keep], self.unit[:, keep]
+        other.alpha, other.beta = self.alpha[:, keep], self.beta[:, keep]
+        other.reach, other.unit = self.reach[:, keep], self.unit[:, keep]
         other.m, other.v = self.m[..., keep, :], self.v[..., keep, :]
         return other
 
@@ -223,7 +228,7 @@ class _Ascent:
         if not self.stack.is_relu:
             alpha_gradient = _kind_gradient(self, found, z, alpha_gradient)
             z = z - _cut_points(self.stack, self.domains)
-        gradient = torch.stack([alpha_gradient, -split * z])
+        gradient = torch.stack([alpha_gradient / self.reach, -split * z * (self.unit / self.reach)])
         if self.m is None:
             self.m, self.v = 0.1 * gradient, 0.001 * gradient.square()
         else:
@@ -233,6 +238,15 @@ class _Ascent:
         change = self.m / (1 - 0.9 ** (step + 1)) / ((self.v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-12)
         self.alpha = (self.alpha + self.effort.alpha_step * rate * change[0]).clamp(0, 1)
         self.beta = (self.beta + self.effort.beta_step * rate * self.unit * change[1]).clamp(min=0)
+
+
+def scales(stack: Stack, rows: Rows) -> tuple[Tensor, Tensor]:
+    """How much the neurons move each row, `(P, K, 1)`, and that over each neuron's own size, `(P, K, U)`; 1 where there is nothing or no number."""
+    size = torch.maximum(stack.lower.abs(), stack.upper.abs())
+    reached = torch.cat([activation(block.kind, size[:, block.start:block.end]).abs() for block in stack.blocks] or [size], 1)
+    usable = lambda t: torch.where((t > 0) & torch.isfinite(t), t, 1.0)  # noqa: E731
+    reach = usable((rows.wo.abs() @ reached.unsqueeze(-1)) / max(1, size.shape[-1]) ** 0.5)
+    return reach, usable(reach / usable(size).unsqueeze(1))
 
 
 def _record(lower: Tensor, best: Tensor, live: Tensor | None) -> tuple[Tensor, Tensor | slice]:

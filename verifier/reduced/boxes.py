@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.reduced.planes import kind_planes, relu_upper
-from verifier.reduced.problem import RELU, Block, ReducedProblem, activation, rounding, together
+from verifier.reduced.problem import RELU, Block, ReducedProblem, activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,7 @@ def _bound_block(problem: ReducedProblem, block: Block, center: Tensor, radius: 
         high, low = planes.h_high[:, before], planes.h_low[:, before]
         middle = middle + (high + low) / 2 @ W.T
         reach = reach + (high - low) / 2 @ W.abs().T
-    terms = problem.b[at].abs() + center.abs() @ A.abs().T + middle.abs() + reach
-    room = rounding(middle.dtype) * terms + problem.noise[at]
-    lower, upper = torch.maximum(z[0][:, at], middle - reach - room), torch.minimum(z[1][:, at], middle + reach + room)
+    lower, upper = torch.maximum(z[0][:, at], middle - reach), torch.minimum(z[1][:, at], middle + reach)
     open_rows = ((lower < 0) & (upper > 0)).any(0) if block.kind == RELU else torch.ones_like(lower[0], dtype=torch.bool)
     index = open_rows.nonzero().squeeze(-1)
     if block.start > block.reach and len(index):
@@ -87,9 +85,8 @@ def _bound_block(problem: ReducedProblem, block: Block, center: Tensor, radius: 
             block.start, center, planes,
         )
         value = middle - (a.abs() @ radius.unsqueeze(-1)).squeeze(-1)
-        room = room[:, index]
-        lower[:, index] = torch.maximum(lower[:, index], value[:, :len(index)] - room)
-        upper[:, index] = torch.minimum(upper[:, index], -value[:, len(index):] + room)
+        lower[:, index] = torch.maximum(lower[:, index], value[:, :len(index)])
+        upper[:, index] = torch.minimum(upper[:, index], -value[:, len(index):])
     z[0][:, at], z[1][:, at] = lower, torch.maximum(lower, upper)
 
 
@@ -132,5 +129,5 @@ def _backward(
         if block.start > block.reach:
             c[..., block.reach:block.start] += value @ problem.W[at, block.reach:block.start]
     a = ao + nu @ problem.A[:stop]
-    value = bo + offset + nu @ problem.b[:stop] - together(problem.noise[:stop], nu)
+    value = bo + offset + nu @ problem.b[:stop]
     return value + (a @ center.unsqueeze(-1)).squeeze(-1), a, nu

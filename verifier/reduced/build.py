@@ -8,8 +8,8 @@ gets a unit column. This is CROWN with every intermediate layer bounded, and no 
 Everything piecewise linear becomes ReLUs: max(a, b) = a + relu(b - a), a clip is two ReLUs, a leaky one a ReLU and a multiple of its input;
 a product of x and y around their centres is dx dy = ((dx s + dy/s)^2 - (dx s - dy/s)^2)/4, with s^2 near width(y)/width(x): two squares.
 
-Beside its columns every value carries its noise, what all roundings so far can come to (a running error analysis, Higham ch. 3, with independent
-roundings): it widens the bounds of the rows and stays with the neurons and the specification.
+Rounding is not accounted for, with one exception: the interval of a row is wider by a roundoff of its terms, so that a neuron whose sign no float
+tells stays a neuron, which splits can still decide. What the problem proves is checked by others; `MARGIN` makes them refuse little.
 """
 from __future__ import annotations
 
@@ -23,23 +23,29 @@ import torch
 from torch import Tensor
 
 import verifier.ops  # noqa: F401  (registers the rules)
-from verifier.box import Box
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError
 from verifier.graph.ir import Graph, Node
 from verifier.ops.rule import AffineOp, rule_for
 from verifier.reduced.bound import Rows, backward
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.planes import Domains, fixed_planes, planes_at, start_alpha
-from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, rounding, stack, together
+from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall, activation, blocks_of, stack
 from verifier.spec.spec import Case
+
+MARGIN = 1e-6
+"""The least bound that counts as positive, relative to the row's absolute terms: eight roundoffs of float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildConfig:
-    """`memory_bytes` bounds the columns of one value and the rows of one backward pass; after `until_s` of the monotonic clock it gives up."""
+    """`memory_bytes` bounds the columns of one value and the rows of one backward pass; after `until_s` of the monotonic clock it gives up.
+
+    `margin`: of the rows, relative to their absolute terms (`ReducedProblem.margin`).
+    """
 
     memory_bytes: int = 4 * 2**30
     until_s: float = math.inf
+    margin: float = MARGIN
 
 
 def input_map(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[InputMap, ScaledBall | None]:
@@ -58,26 +64,11 @@ def input_map(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Inp
     if case.ball is None:
         return inputs, None
     at = tensor(((case.ball.center[free] - exact[free]) / radius[free]).astype(number))
-    return inputs, ScaledBall(at, inputs.radius, case.ball.radius * (1 + rounding(dtype)), case.ball.norm)
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A value of the network over the region: `columns (1 + n + U, *shape)`, `noise (*shape)` the rounding in them, `size (*shape)` >= |value|."""
-
-    columns: Tensor
-    noise: Tensor
-    size: Tensor
-
-    def flat(self) -> Value:
-        return Value(self.columns.flatten(1), self.noise.flatten(), self.size.flatten())
-
-    def view(self, *shape: int) -> Value:
-        return Value(self.columns.view(-1, *shape), self.noise.view(shape), self.size.view(shape))
+    return inputs, ScaledBall(at, inputs.radius, case.ball.radius, case.ball.norm)
 
 
 class _Builder:
-    """The reduced problem as far as it is built; grows by a block at each activation."""
+    """The reduced problem as far as it is built; grows by a block at each activation. Values are columns `(1 + n + U, *shape)`."""
 
     def __init__(self, inputs: InputMap, ball: ScaledBall | None, config: BuildConfig) -> None:
         self.config = config
@@ -85,27 +76,23 @@ class _Builder:
         none = like.new_zeros(0)
         self.problem = ReducedProblem(
             A=like.new_zeros(0, n), W=like.new_zeros(0, 0), b=none, A_o=like.new_zeros(0, n), W_o=like.new_zeros(0, 0), b_o=none,
-            lower=none, upper=none, blocks=(), polytope=none.long(), noise=none, slack=none, neuron=like.new_zeros(0, 2).long(),
+            lower=none, upper=none, blocks=(), polytope=none.long(), margin=none, neuron=like.new_zeros(0, 2).long(),
             split=none.to(torch.int8), inputs=inputs, ball=ball,
         )
         self.kinds: list[str] = []
         self.sizes: list[int] = []
         self.calls: Counter[int] = Counter()
 
-    def grown(self, value: Value) -> Value:
-        """`value` with a zero column for every neuron met since it was computed."""
-        columns = value.columns
+    def grown(self, columns: Tensor) -> Tensor:
+        """`columns` with a zero column for every neuron met since they were computed."""
         missing = 1 + self.problem.n + self.problem.unstable - len(columns)
-        return value if missing == 0 else replace(value, columns=torch.cat([columns, columns.new_zeros(missing, *columns.shape[1:])]))
+        return columns if missing == 0 else torch.cat([columns, columns.new_zeros(missing, *columns.shape[1:])])
 
-    def combined(self, *parts: tuple[float | Tensor, Value], shift: float | Tensor = 0.0) -> Value:
+    def combined(self, *parts: tuple[float | Tensor, Tensor], shift: float | Tensor = 0.0) -> Tensor:
         """sum of factor * value, plus a constant; the factors are numbers or broadcast to the values' shape."""
-        values = [(factor, self.grown(value)) for factor, value in parts]
-        columns = sum(factor * value.columns for factor, value in values)
+        columns = sum(factor * self.grown(value) for factor, value in parts)
         columns[0] += shift
-        size = sum(abs(factor) * value.size for factor, value in values) + abs(shift)
-        noise = sum((factor * value.noise) ** 2 for factor, value in values) ** 0.5
-        return Value(columns, noise + rounding(columns.dtype) * size, size)
+        return columns
 
     def room(self, shape: tuple[int, ...]) -> None:
         size = self.problem.b.element_size() * (1 + self.problem.n + self.problem.unstable) * int(np.prod(shape))
@@ -113,9 +100,9 @@ class _Builder:
             budget = self.config.memory_bytes / 2**30
             raise OutOfMemory(f"The columns of a value of shape {shape} take {size / 2**30:.1f} GiB, the budget is {budget:.1f}: raise memory_bytes.")
 
-    def bounds(self, value: Value) -> tuple[Tensor, Tensor]:
-        """Bounds `(M,)` of a flat value's rows: interval, then backward where that leaves the sign open."""
-        problem, n, flat = self.problem, self.problem.n, value.columns
+    def bounds(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds `(M,)` of a flat value's rows: interval, then backward where that leaves the sign open; wider by a roundoff of the row's terms."""
+        problem, n = self.problem, self.problem.n
         center, reach = flat[0].clone(), flat.new_ones(n) @ flat[1:1 + n].abs()  # ten times faster than a norm over rows
         if problem.unstable:
             low, high = self.activation_range()
@@ -124,11 +111,11 @@ class _Builder:
             center += mid @ neurons
             for chunk in torch.arange(flat.shape[1], device=flat.device).split(max(1, 2**24 // max(1, len(neurons)))):
                 reach[chunk] += half @ neurons[:, chunk[0]:chunk[-1] + 1].abs()
-        room = rounding(flat.dtype) * (flat[0].abs() + center.abs() + reach) + value.noise
-        lower, upper = center - reach - room, center + reach + room
+        roundoff = torch.finfo(flat.dtype).eps * (flat[0].abs() + center.abs() + reach)
+        lower, upper = center - reach - roundoff, center + reach + roundoff
         open_rows = ((lower < 0) & (upper > 0)).nonzero().squeeze(-1)
         if problem.unstable and len(open_rows):
-            self._backward(flat, open_rows, lower, upper, room)
+            self._backward(flat, open_rows, lower, upper, roundoff)
         return lower, torch.maximum(lower, upper)
 
     def activation_range(self) -> tuple[Tensor, Tensor]:
@@ -143,7 +130,7 @@ class _Builder:
                 low[at], high[at] = activation(block.kind, low[at]), activation(block.kind, high[at])
         return low, high
 
-    def _backward(self, flat: Tensor, open_rows: Tensor, lower: Tensor, upper: Tensor, room: Tensor) -> None:
+    def _backward(self, flat: Tensor, open_rows: Tensor, lower: Tensor, upper: Tensor, roundoff: Tensor) -> None:
         """Improves `lower` and `upper` in place at `open_rows`; upper bounds only where the lower one leaves the sign open."""
         problem, n = self.problem, self.problem.n
         single = stack([problem])
@@ -157,7 +144,7 @@ class _Builder:
             picked = flat[:, rows].T * sign
             planes = planes_at(single, domains, fixed, alpha)
             found = backward(single, Rows(picked[None, :, 1 + n:], picked[None, :, 1:1 + n], picked[None, :, 0]), domains, planes, None)
-            return found.lower[0] - room[rows]
+            return found.lower[0] - roundoff[rows]
 
         for chunk in open_rows.split(size):
             if time.monotonic() > self.config.until_s:
@@ -167,12 +154,11 @@ class _Builder:
             if len(still):
                 upper[still] = torch.minimum(upper[still], -bound(still, -1.0))
 
-    def activate(self, value: Value, kind: str, node_index: int) -> Value:
+    def activate(self, columns: Tensor, kind: str, node_index: int) -> Tensor:
         """s(value): stable ReLUs are substituted, everything else becomes a neuron of a new block."""
-        shape = value.columns.shape[1:]
-        value = self.grown(value).flat()
-        flat = value.columns
-        lower, upper = self.bounds(value)
+        shape = columns.shape[1:]
+        flat = _flat(self.grown(columns))
+        lower, upper = self.bounds(flat)
         keep = lower >= 0 if kind == RELU else torch.zeros_like(lower, dtype=torch.bool)
         open_rows = ~(keep | (upper <= 0)) if kind == RELU else torch.ones_like(keep)  # NaN bounds stay open
         index = open_rows.nonzero().squeeze(-1)
@@ -183,14 +169,12 @@ class _Builder:
         result[torch.arange(len(flat), len(flat) + count, device=flat.device), index] = 1
         if count:
             neuron = torch.stack([torch.full_like(index, node_index), index + self.calls[node_index] * flat.shape[1]], 1)
-            self._append(flat[:, index].T, (lower[index], upper[index]), value.noise[index], kind, neuron)
+            self._append(flat[:, index].T, (lower[index], upper[index]), kind, neuron)
         self.calls[node_index] += 1
-        size = torch.maximum(activation(kind, lower).abs(), activation(kind, upper).abs())
-        return Value(result, value.noise * keep, size).view(*shape)
+        return result.view(-1, *shape)
 
-    def _append(self, rows: Tensor, bounds: tuple[Tensor, Tensor], noise: Tensor, kind: str, neuron: Tensor) -> None:
+    def _append(self, rows: Tensor, bounds: tuple[Tensor, Tensor], kind: str, neuron: Tensor) -> None:
         p, n, count, (lower, upper) = self.problem, self.problem.n, len(rows), bounds
-        noise = noise + rounding(rows.dtype) * (rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ p.activation_size())
         W = p.W.new_zeros(p.unstable + count, p.unstable + count)
         W[:p.unstable, :p.unstable], W[p.unstable:, :p.unstable] = p.W, rows[:, 1 + n:]
         self.sizes.append(count)
@@ -198,26 +182,29 @@ class _Builder:
         self.problem = replace(
             p, A=torch.cat([p.A, rows[:, 1:1 + n]]), W=W, b=torch.cat([p.b, rows[:, 0]]), lower=torch.cat([p.lower, lower]),
             upper=torch.cat([p.upper, upper]), neuron=torch.cat([p.neuron, neuron]), blocks=blocks_of(self.sizes, self.kinds, W),
-            noise=torch.cat([p.noise, noise]), split=torch.cat([p.split, p.split.new_zeros(count)]),
+            split=torch.cat([p.split, p.split.new_zeros(count)]),
         )
 
-    def finish(self, value: Value, source: Value, case: Case) -> ReducedProblem:
+    def finish(self, value: Tensor, source: Tensor, case: Case) -> ReducedProblem:
         """Adds the specification rows output @ y + input @ x - offset of every polytope."""
-        value, source, n, p = self.grown(value).flat(), self.grown(source).flat(), self.problem.n, self.problem
-        to = lambda array: torch.as_tensor(array, dtype=value.columns.dtype, device=value.columns.device)  # noqa: E731
-        parts, slack = [value.columns.new_zeros(0, len(value.columns))], [value.noise.new_zeros(0)]
-        for polytope in case.polytopes:
-            output, offset = to(polytope.output), to(polytope.offset)
-            rows, terms, noise = output @ value.columns.T, output.abs() @ value.size + offset.abs(), together(value.noise, output)
+        value, source, n = _flat(self.grown(value)), _flat(self.grown(source)), self.problem.n
+        to = lambda array: torch.as_tensor(array, dtype=value.dtype, device=value.device)  # noqa: E731
+        parts, offsets = [value.new_zeros(0, len(value))], [to(polytope.offset) for polytope in case.polytopes]
+        for polytope, offset in zip(case.polytopes, offsets):
+            rows = to(polytope.output) @ value.T
             if polytope.input is not None:
-                rows, terms = rows + to(polytope.input) @ source.columns.T, terms + to(polytope.input).abs() @ source.size
+                rows = rows + to(polytope.input) @ source.T
             rows[:, 0] -= offset
             parts.append(rows)
-            slack.append(noise + rounding(rows.dtype) * terms)
-        rows, slack = torch.cat(parts), torch.cat(slack)
-        polytope = torch.cat([torch.full((len(part),), k, device=rows.device) for k, part in enumerate(parts, -1)])
-        slack += rounding(rows.dtype) * (rows[:, :1 + n].abs().sum(1) + rows[:, 1 + n:].abs() @ p.activation_size())
-        return replace(p, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope, slack=slack)
+        rows, polytope = torch.cat(parts), torch.cat([torch.full((len(part),), k, device=value.device) for k, part in enumerate(parts, -1)])
+        own = replace(self.problem, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope)
+        size = own.row_size() + torch.cat([offset.abs() for offset in offsets] or [rows[:, 0]])
+        return replace(own, margin=self.config.margin * size)
+
+
+def _flat(columns: Tensor) -> Tensor:
+    """Columns `(C, *shape)` as `(C, M)`, a value without axes as one number."""
+    return columns.reshape(len(columns), -1)
 
 
 def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> ReducedProblem:
@@ -234,7 +221,7 @@ def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> Redu
     start = like.new_zeros(1 + len(inputs.free), len(inputs.center))
     start[0] = inputs.center
     start[torch.arange(1, len(start), device=like.device), inputs.free] = inputs.radius
-    source = Value(start, torch.zeros_like(start[0]), start.abs().sum(0)).view(*graph.input_shape)
+    source = start.view(-1, *graph.input_shape)
     values = {graph.input.name: source}
     last_use = {name: k for k, node in enumerate(graph.nodes) for name in node.inputs}
     keep = {graph.output, graph.input.name}
@@ -251,7 +238,7 @@ def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> Redu
     return eliminate(builder.finish(values[graph.output], source, case))
 
 
-def _apply(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
+def _apply(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
     rule = rule_for(node)
     if isinstance(rule, AffineOp):
         return _affine(rule, node, inputs)
@@ -263,37 +250,20 @@ def _apply(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Va
     return special(builder, node, index, inputs)
 
 
-def _affine(rule: AffineOp, node: Node, inputs: list[Value]) -> Value:
-    """L pushes the columns, L with squared weights the squared noise; the interval image of [-size, size] is the sum of the absolute terms.
-
-    Noise and size are NaN where they are not finite.
-    """
-    columns = rule.linear(node, *(value.columns for value in inputs))
-    columns[0] = rule.forward(node, *(value.columns[:1] for value in inputs))[0]
-    if not all(bool(t.isfinite().all()) for t in (columns[0], *(value.noise + value.size for value in inputs))):
-        unknown = torch.full_like(columns[0], torch.nan)
-        return Value(columns, unknown, unknown)
-    noise = _squared(rule, node, [value.noise.square().unsqueeze(0) for value in inputs])[0].clamp(min=0).sqrt()
-    size = rule.interval(node, *(Box(-value.size.unsqueeze(0), value.size.unsqueeze(0)) for value in inputs))
-    terms = size.radius[0] + size.center[0].abs()
-    return Value(columns, noise + rounding(columns.dtype) * terms, terms)
+def _affine(rule: AffineOp, node: Node, inputs: list[Tensor]) -> Tensor:
+    """The linear part pushes the columns, the whole operation the constant."""
+    columns = rule.linear(node, *inputs)
+    columns[0] = rule.forward(node, *(value[:1] for value in inputs))[0]
+    return columns
 
 
-def _squared(rule: AffineOp, node: Node, squares: list[Tensor]) -> Tensor:
-    """sum_i L_i^2 squares_i; for averages, which have no weights to square, the mean of the squares, which is more."""
-    constants = {name: value.square() if value.is_floating_point() else value for name, value in node.constants.items()}
-    if node.op == "Sub":
-        squares = [squares[0], -squares[1]]
-    return rule.linear(replace(node, constants=constants), *squares)
-
-
-def _leaky(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
+def _leaky(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
     """slope z + (1 - slope) relu(z)."""
     slope = node.attributes["slope"]
     return builder.combined((slope, inputs[0]), (1 - slope, builder.activate(inputs[0], RELU, index)))
 
 
-def _clip(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
+def _clip(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
     """lower + relu(z - lower) - relu(z - upper), either end possibly infinite."""
     low, high, bounded = node.attributes["lower"], node.attributes["upper"], inputs[0]
     if np.isfinite(low):
@@ -304,18 +274,17 @@ def _clip(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Val
     return bounded
 
 
-def _max_pool(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
+def _max_pool(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
     """A tournament of max(a, b) = a + relu(b - a) over each window."""
-    flat = inputs[0].flat()
-    window = window_index(node, tuple(inputs[0].noise.shape)).to(flat.noise.device)
-    players = [Value(flat.columns[:, row], flat.noise[row], flat.size[row]) for row in window]
+    window = window_index(node, tuple(inputs[0].shape[1:])).to(inputs[0].device)
+    players = [inputs[0].flatten(1)[:, row] for row in window]
     while len(players) > 1:
         winners = []
         for a, b in zip(players[::2], players[1::2]):
             gain = builder.activate(builder.combined((1.0, b), (-1.0, a)), RELU, index)
             winners.append(builder.combined((1.0, a), (1.0, gain)))
         players = winners + players[len(players) - len(players) % 2:]
-    return builder.grown(players[0]).view(*node.shape)
+    return builder.grown(players[0]).view(-1, *node.shape)
 
 
 def window_index(node: Node, shape: tuple[int, ...]) -> Tensor:
@@ -335,24 +304,24 @@ def window_index(node: Node, shape: tuple[int, ...]) -> Tensor:
     return torch.where(flat < 0, flat.amax(0), flat)
 
 
-def _product(builder: _Builder, node: Node, index: int, inputs: list[Value]) -> Value:
+def _product(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) -> Tensor:
     """x y = x0 y + y0 x - x0 y0 + dx dy around the centres, and dx dy by two squares: no looser than McCormick's planes at equal widths."""
     x, y = (_broadcast(value, node.shape) for value in inputs)
     (x0, wx), (y0, wy) = (_center_and_width(builder, value) for value in (x, y))
-    scale = torch.exp2(((wy / wx).log2() / 2).round())  # a power of two: what a checker of certificates can invert exactly
+    narrow = torch.finfo(wx.dtype).tiny  # of a factor that is a constant
+    scale = torch.exp2(((wy.clamp(min=narrow) / wx.clamp(min=narrow)).log2() / 2).round())  # a power of two: a checker can invert it exactly
     dx, dy = builder.combined((1.0, x), shift=-x0), builder.combined((1.0, y), shift=-y0)
     plus = builder.activate(builder.combined((scale, dx), (1 / scale, dy)), "square", index)
     minus = builder.activate(builder.combined((scale, dx), (-1 / scale, dy)), "square", index)
     return builder.combined((x0, y), (y0, x), (0.25, plus), (-0.25, minus), shift=-x0 * y0)
 
 
-def _center_and_width(builder: _Builder, value: Value) -> tuple[Tensor, Tensor]:
-    lower, upper = (t.view(value.noise.shape) for t in builder.bounds(builder.grown(value).flat()))
-    return (lower + upper) / 2, (upper - lower).clamp(min=1e-12)
+def _center_and_width(builder: _Builder, columns: Tensor) -> tuple[Tensor, Tensor]:
+    lower, upper = (t.view(columns.shape[1:]) for t in builder.bounds(_flat(builder.grown(columns))))
+    return (lower + upper) / 2, upper - lower
 
 
-def _broadcast(value: Value, shape: tuple[int, ...]) -> Value:
+def _broadcast(columns: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Expanded to `shape` as an elementwise operation does, ones inserted behind the batch."""
-    ones = (1,) * (len(shape) - value.noise.dim())
-    columns = value.columns.view(len(value.columns), *ones, *value.columns.shape[1:]).expand(-1, *shape)
-    return Value(columns, value.noise.expand(shape), value.size.expand(shape))
+    ones = (1,) * (len(shape) + 1 - columns.dim())
+    return columns.view(len(columns), *ones, *columns.shape[1:]).expand(-1, *shape)

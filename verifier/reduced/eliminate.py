@@ -3,14 +3,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from verifier.reduced.problem import RELU, ReducedProblem, blocks_of, rounding, together
+from verifier.reduced.problem import RELU, ReducedProblem, blocks_of
 
 
 def eliminate(problem: ReducedProblem) -> ReducedProblem:
     """The same function of x without its stable ReLUs: a smaller U, the blocks kept (possibly empty).
 
     A neuron that the problem's own split fixes stays, because its constraint (and multiplier) lives on it.
-    Sound: relu(z) = z where lower >= 0, relu(z) = 0 where upper <= 0; what the substitution rounds goes into noise and slack.
+    Sound: relu(z) = z where lower >= 0, relu(z) = 0 where upper <= 0.
     """
     relu = problem.split == 0
     for block in problem.blocks:
@@ -21,14 +21,11 @@ def eliminate(problem: ReducedProblem) -> ReducedProblem:
     if bool(keep.all()):
         return problem
     A, W, b, A_o, W_o, b_o = (t.clone() for t in (problem.A, problem.W, problem.b, problem.A_o, problem.W_o, problem.b_o))
-    noise, slack = problem.noise.clone(), problem.slack.clone()
-    fresh = rounding(A.dtype) * problem.row_size()
     for block in reversed(problem.blocks):
         gone = active[block.start:block.end].nonzero().squeeze(-1) + block.start
         if len(gone):
-            for into, rest, constant, error in ((W, A, b, noise), (W_o, A_o, b_o, slack)):
+            for into, rest, constant in ((W, A, b), (W_o, A_o, b_o)):
                 column = into[:, gone]
-                error.copy_((error.square() + together(noise[gone] + fresh[gone], column).square()).sqrt())
                 into += column @ W[gone]
                 rest += column @ A[gone]
                 constant += column @ b[gone]
@@ -36,6 +33,6 @@ def eliminate(problem: ReducedProblem) -> ReducedProblem:
     W = W[keep][:, keep]
     return replace(
         problem, A=A[keep], W=W, b=b[keep], A_o=A_o, W_o=W_o[:, keep], b_o=b_o,
-        noise=noise[keep], slack=slack, lower=problem.lower[keep], upper=problem.upper[keep],
+        lower=problem.lower[keep], upper=problem.upper[keep],
         blocks=blocks_of(sizes, [block.kind for block in problem.blocks], W), neuron=problem.neuron[keep], split=problem.split[keep],
     )

@@ -133,10 +133,9 @@ def kind_planes(
 
 
 def _square_planes(lower: Tensor, upper: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z^2 >= 2 p z - p^2 at any p; z^2 <= (l + u) z - l u on [l, u]. The chord's offset is rounded outward by a few ulp."""
+    """z^2 >= 2 p z - p^2 at any p; z^2 <= (l + u) z - l u on [l, u]."""
     point = lower + alpha * (upper - lower)
-    room = 4 * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs()).square()
-    return 2 * point, -point.square() - room, lower + upper, -lower * upper + room
+    return 2 * point, -point.square(), lower + upper, -lower * upper
 
 
 def plane_gradient(stack: Stack, domains: Domains, fixed: Fixed, alpha: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:

@@ -3,8 +3,9 @@
     z = A x + W s(z) + b        m = A_o x + W_o s(z) + b_o        x in [-1, 1]^n
 
 over the neurons z that are not linear on the region (U of them, in topological order, in blocks; W strictly block-lower-triangular) and the
-specification rows m. It is exact: stable neurons were substituted, so every network becomes this one shape. Letters: P problems in a stack,
-K rows (or domains) of each, U neurons, n free inputs, S specification rows.
+specification rows m. It is exact up to rounding, of which nothing here keeps account: what is found with it is a proposal, and a checker decides.
+Stable neurons were substituted, so every network becomes this one shape. Letters: P problems in a stack, K rows (or domains) of each, U neurons, n
+free inputs, S specification rows.
 """
 from __future__ import annotations
 
@@ -14,19 +15,6 @@ import torch
 from torch import Tensor
 
 RELU = "relu"
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """What the rounding of a sum can come to, relative to the sum of its absolute terms: 16 units of roundoff. Bounds give it away.
-
-    Roundings are taken as independent, here and where noise adds up (`together`): n of them come to about sqrt(n), not to n, units.
-    """
-    return 8 * torch.finfo(dtype).eps
-
-
-def together(noise: Tensor, weights: Tensor) -> Tensor:
-    """The noise of sums: sqrt(sum_j (w_j noise_j)^2) for weights `(..., U)` and noise `(..., U, 1)` or `(U,)`."""
-    return (weights.square() @ noise.square()).sqrt()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +63,10 @@ class Block:
 class ReducedProblem:
     """One network over one region.
 
-    `A (U, n), W (U, U), b (U,)`; `A_o (S, n), W_o (S, U), b_o (S,)`; `lower, upper (U,)` valid bounds of z;
+    `A (U, n), W (U, U), b (U,)`; `A_o (S, n), W_o (S, U), b_o (S,)`; `lower, upper (U,)` bounds of z;
     `polytope (S,)`: which polytope each row belongs to: it is unreachable where a convex combination of its rows is positive;
-    `noise (U,)`: how far a row z may be from the network's own value, for all roundings on the way to it and in what is computed from it;
-    `slack (S,)`: the same of the rows m, which count as positive above it; `neuron (U, 2)`: graph node of each neuron and its number there, the flat
-    index counted on over the node's activations where it makes several;
+    `margin (S,)`: rows count as positive above it. It is no proof of anything: it is there so that a checker, who accounts for rounding, refuses few;
+    `neuron (U, 2)`: graph node of each neuron and its number there, the flat index counted on over the node's activations where it makes several;
     `split (U,)` int8: signs that hold on the whole problem (0: none).
     """
 
@@ -93,8 +80,7 @@ class ReducedProblem:
     upper: Tensor
     blocks: tuple[Block, ...]
     polytope: Tensor
-    noise: Tensor
-    slack: Tensor
+    margin: Tensor
     neuron: Tensor
     split: Tensor
     inputs: InputMap
@@ -112,17 +98,13 @@ class ReducedProblem:
     def is_relu(self) -> bool:
         return all(block.kind == RELU for block in self.blocks)
 
-    def activation_size(self) -> Tensor:
-        """max |s(z)| over the bounds, `(U,)`."""
+    def row_size(self) -> Tensor:
+        """The sum of the absolute terms of each row m, `(S,)`: the scale of its values."""
         size = torch.maximum(self.lower.abs(), self.upper.abs())
         for block in self.blocks:
             at = slice(block.start, block.end)
             size[at] = activation(block.kind, size[at]).abs()
-        return size
-
-    def row_size(self) -> Tensor:
-        """The sum of the absolute terms of each row z, `(U,)`: what its rounding is relative to."""
-        return self.b.abs() + self.A.abs().sum(1) + self.W.abs() @ self.activation_size()
+        return self.b_o.abs() + self.A_o.abs().sum(1) + self.W_o.abs() @ size
 
     def with_bounds(self, lower: Tensor, upper: Tensor) -> ReducedProblem:
         """The same problem with these bounds; where rounding crosses them, the upper one moves."""
@@ -186,7 +168,6 @@ class Stack:
     b_o: Tensor
     lower: Tensor
     upper: Tensor
-    noise: Tensor
     blocks: tuple[Block, ...]
     real: Tensor
     index: tuple[Tensor, ...]
@@ -205,7 +186,7 @@ def stack(problems: list[ReducedProblem]) -> Stack:
     """Lays problems side by side. All must come from one network, and those with a ball stand alone (see `stackable`)."""
     first = problems[0]
     if len(problems) == 1:
-        add = [t.unsqueeze(0) for t in (first.A, first.W, first.b, first.A_o, first.W_o, first.b_o, first.lower, first.upper, first.noise)]
+        add = [t.unsqueeze(0) for t in (first.A, first.W, first.b, first.A_o, first.W_o, first.b_o, first.lower, first.upper)]
         real = torch.ones(1, first.unstable, dtype=torch.bool, device=first.b.device)
         return Stack((first,), *add, first.blocks, real, (torch.arange(first.unstable, device=first.b.device),))
     sizes = [max(p.blocks[k].size for p in problems) for k in range(len(first.blocks))]
@@ -213,17 +194,17 @@ def stack(problems: list[ReducedProblem]) -> Stack:
     count, n, rows = sum(sizes), max(p.n for p in problems), max(len(p.b_o) for p in problems)
     blank = lambda *shape: first.A.new_zeros(len(problems), *shape)  # noqa: E731
     A, W, b, A_o, W_o, b_o = blank(count, n), blank(count, count), blank(count), blank(rows, n), blank(rows, count), blank(rows)
-    lower, upper, noise, real, index = blank(count) - 1, blank(count) + 1, blank(count), blank(count).bool(), []
+    lower, upper, real, index = blank(count) - 1, blank(count) + 1, blank(count).bool(), []
     for p, problem in enumerate(problems):
-        at = torch.cat([torch.arange(block.size, device=b.device) + start for block, start in zip(problem.blocks, starts)])
+        at = torch.cat([torch.arange(block.size, device=b.device) + start for block, start in zip(problem.blocks, starts)] or [problem.neuron[:, 0]])
         index.append(at)
         A[p, at, :problem.n], b[p, at], real[p, at] = problem.A, problem.b, True
         W[p, at[:, None], at[None, :]] = problem.W
-        lower[p, at], upper[p, at], noise[p, at] = problem.lower, problem.upper, problem.noise
+        lower[p, at], upper[p, at] = problem.lower, problem.upper
         s = len(problem.b_o)
         A_o[p, :s, :problem.n], b_o[p, :s], W_o[p, :s, at] = problem.A_o, problem.b_o, problem.W_o
     blocks = blocks_of(sizes, [block.kind for block in first.blocks], W.abs().amax(0))
-    return Stack(tuple(problems), A, W, b, A_o, W_o, b_o, lower, upper, noise, blocks, real, tuple(index))
+    return Stack(tuple(problems), A, W, b, A_o, W_o, b_o, lower, upper, blocks, real, tuple(index))
 
 
 def stackable(a: ReducedProblem, b: ReducedProblem) -> bool:

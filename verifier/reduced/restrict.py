@@ -7,7 +7,7 @@ from torch import Tensor
 
 from verifier.reduced.boxes import box_bounds, center_and_radius
 from verifier.reduced.eliminate import eliminate
-from verifier.reduced.problem import InputMap, ReducedProblem, rounding
+from verifier.reduced.problem import InputMap, ReducedProblem
 
 
 def restrict(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> ReducedProblem:
@@ -24,8 +24,6 @@ def restrict(problem: ReducedProblem, lower: Tensor, upper: Tensor) -> ReducedPr
     full[old.free] += center * old.radius
     moved = replace(
         problem, A=problem.A * radius, b=problem.b + problem.A @ center, A_o=problem.A_o * radius, b_o=problem.b_o + problem.A_o @ center,
-        noise=problem.noise + rounding(center.dtype) * (problem.b.abs() + problem.A.abs() @ center.abs()),
-        slack=problem.slack + rounding(center.dtype) * (problem.b_o.abs() + problem.A_o.abs() @ center.abs()),
         inputs=InputMap(full, old.radius * radius, old.free), ball=None,
     )
     return eliminate(moved.with_bounds(bounds.z_lower[0], bounds.z_upper[0]))

@@ -11,7 +11,7 @@ from verifier.bab.budget import Deadline
 from verifier.reduced.bound import Effort, Multipliers, Rows, neuron_rows, optimise
 from verifier.reduced.eliminate import eliminate
 from verifier.reduced.planes import Domains, start_alpha
-from verifier.reduced.problem import Block, ReducedProblem, rounding, stack
+from verifier.reduced.problem import Block, ReducedProblem, stack
 from verifier.reduced.products import with_fast_inputs
 
 Note = Callable[[ReducedProblem, Block, Tensor, Tensor, Multipliers], None]
@@ -41,14 +41,13 @@ def tighten_block(
     problem: ReducedProblem, block: Block, effort: Effort, deadline: Deadline, memory_bytes: int, note: Note = unnoted
 ) -> ReducedProblem:
     """The problem with optimised bounds of one block's neurons."""
-    rows, noise = neuron_rows(problem, block), problem.noise[block.start:block.end].repeat(2)
+    rows = neuron_rows(problem, block)
     chunk = max(8, memory_bytes // (64 * (problem.unstable + problem.n + 1)))
     bound = rows.bo.new_full((2 * block.size,), -torch.inf)
     for part in torch.arange(2 * block.size, device=rows.bo.device).split(chunk):
         if deadline.expired():
             break
-        own, multipliers = bound_rows(problem, rows.take(part), effort)
-        bound[part] = own - noise[part]
+        bound[part], multipliers = bound_rows(problem, rows.take(part), effort)
         note(problem, block, part, bound[part], multipliers)
     lower, upper, at = problem.lower.clone(), problem.upper.clone(), slice(block.start, block.end)
     lower[at], upper[at] = torch.maximum(lower[at], bound[:block.size]), torch.minimum(upper[at], -bound[block.size:])
@@ -56,17 +55,12 @@ def tighten_block(
 
 
 def bound_rows(problem: ReducedProblem, rows: Rows, effort: Effort) -> tuple[Tensor, Multipliers]:
-    """Optimised lower bounds `(K,)` of rows `(1, K, ...)`, less their rounding, and what they are made from."""
+    """Optimised lower bounds `(K,)` of rows `(1, K, ...)`, and what they are made from."""
     single, k = with_fast_inputs(stack([problem])), rows.bo.shape[1]
     domains = Domains(problem.split.expand(1, k, -1), *(None if single.is_relu else t.expand(1, k, -1) for t in (single.lower, single.upper)))
     start = Multipliers(start_alpha(single).unsqueeze(1).expand(1, k, -1), torch.zeros_like(rows.wo))
     best, multipliers, _ = optimise(single, rows, domains, start, effort, torch.zeros_like(rows.bo))
-    return best[0] - row_rounding(problem, rows)[0], multipliers
-
-
-def row_rounding(problem: ReducedProblem, rows: Rows) -> Tensor:
-    """What the rounding of a row's bound can come to, `(1, K)`: `rounding` times the sum of its absolute terms."""
-    return rounding(rows.bo.dtype) * (rows.bo.abs() + rows.ao.abs().sum(-1) + rows.wo.abs() @ problem.activation_size())
+    return best[0], multipliers
 
 
 def rows_as_problem(problem: ReducedProblem, block: Block) -> ReducedProblem:
@@ -80,5 +74,5 @@ def rows_as_problem(problem: ReducedProblem, block: Block) -> ReducedProblem:
         problem, A=problem.A[:s], W=problem.W[:s, :s], b=problem.b[:s], lower=problem.lower[:s], upper=problem.upper[:s],
         neuron=problem.neuron[:s], split=problem.split[:s], blocks=tuple(k for k in problem.blocks if k.end <= s),
         A_o=rows.ao[0], W_o=rows.wo[0, :, :s], b_o=rows.bo[0], polytope=torch.arange(2 * block.size, device=rows.bo.device),
-        noise=problem.noise[:s], slack=row_rounding(problem, rows)[0] + problem.noise[block.start:block.end].repeat(2),
+        margin=torch.zeros_like(rows.bo[0]),
     )
