@@ -75,7 +75,7 @@ class Row:
 
 VERDICTS = ("clear", "clear_decided", "unsat_float32", "unsat_real", "sat", "unknown", "refused", "crash", "wrong")
 CERTIFICATES = ("refused_hash", "refused_bound", "refused_cover", "refused_form", "refused_bytes", "accepted_true", "false_proofs")
-COLUMNS = {"problems": VERDICTS, "pairs": VERDICTS, "command line": ("wrong",), "float bounds": ("false_proofs", "not_proved"),
+COLUMNS = {"problems": VERDICTS, "pairs": VERDICTS, "balls": VERDICTS, "command line": ("wrong",), "float bounds": ("false_proofs", "not_proved"),
            "agreement": ("alike", "unaligned_alike", "unlike")}
 
 

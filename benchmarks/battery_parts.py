@@ -6,19 +6,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from tests.soundness import adversary, drawn, pairs, problems, prover, verdicts
+from tests.soundness import adversary, balls, drawn, pairs, problems, prover, verdicts
 from tests.soundness.agreement import agreement
 from tests.soundness.battery import outcomes, reason, subjects
 from tests.soundness.test_traps import FAMILIES, float_bound, is_false
 from tests.soundness.test_traps import verdicts as trap_verdicts
+from tests.soundness.traps import Trap
 from tests.soundness.verdicts import Outcome
 
 ARITHMETICS = ("real", "float32")
+SEEDED = ("planted", "thresholds")
+"""How the names of families of traps begin that are drawn by seeds; the others are whole lists."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ def _pairs(unit: Unit, folder: Path, found: Found) -> None:
             found.wrong.append(f"pair {first.problem}: {clash}")
 
 
+def _balls(unit: Unit, folder: Path, found: Found) -> None:
+    for seed in range(unit.start, unit.stop):
+        outcome = balls.asked(balls.ball_problem(seed), folder)
+        _answer(found, "balls", outcome)
+        if outcome.wrong:
+            found.wrong.append(f"{outcome.problem}: {outcome.wrong}")
+
+
 def _false_claims(unit: Unit, folder: Path, found: Found) -> None:
     for seed in range(unit.start, unit.stop):
         for attempt in adversary.FAMILIES[unit.kind](seed):
@@ -99,8 +109,14 @@ def _mutants(unit: Unit, folder: Path, found: Found) -> None:
                     found.wrong.append(f"mutant of {outcome.subject}: {outcome.kind}")
 
 
+def _new(family: Callable, unit: Unit) -> Iterator[Trap]:
+    """What the family has of `unit.stop` seeds and not yet of `unit.start`."""
+    before = {trap.name for trap in family(unit.start)} if unit.start else set()
+    yield from (trap for trap in family(unit.stop) if trap.name not in before)
+
+
 def _traps(unit: Unit, folder: Path, found: Found) -> None:
-    for trap in islice(FAMILIES[unit.kind](unit.stop), unit.start, None):
+    for trap in FAMILIES[unit.kind](1) if not unit.kind.startswith(SEEDED) else _new(FAMILIES[unit.kind], unit):
         for arithmetic, judgement in trap_verdicts(trap, folder):
             if is_false(trap, arithmetic):
                 accepted = judgement.verdict == "accepted"
@@ -138,7 +154,7 @@ def _command(unit: Unit, folder: Path, found: Found) -> None:
 
 
 RUN: dict[str, Callable[[Unit, Path, Found], None]] = {
-    "problems": _problems, "pairs": _pairs, "false claims": _false_claims, "mutants": _mutants, "mutants of the prover's": _mutants,
+    "problems": _problems, "pairs": _pairs, "balls": _balls, "false claims": _false_claims, "mutants": _mutants, "mutants of the prover's": _mutants,
     "made to fool": _traps, "agreement": _agreement, "command line": _command,
 }
 
@@ -154,9 +170,10 @@ def units(share: float) -> Iterator[Unit]:
     """All units; `share` of the full number of seeds."""
     plan = [
         *(("problems", kind, 900, 15) for kind in drawn.FAMILIES), *(("pairs", kind, 120, 6) for kind in pairs.SPELLINGS),
-        ("false claims", "mixed", 600, 10), ("false claims", "absorbed", 1400, 40), ("false claims", "tiny", 150, 20),
+        ("balls", "l1 and l2", 400, 20), ("false claims", "mixed", 600, 10), ("false claims", "absorbed", 1400, 40),
+        ("false claims", "tiny", 150, 20),
         *(("mutants", kind, 2, 1) for kind in ARITHMETICS), *(("mutants of the prover's", kind, 2, 1) for kind in ARITHMETICS),
-        *(("made to fool", kind, 15 if kind in ("planted", "planted, the tip", "thresholds") else 1, 1) for kind in FAMILIES),
+        *(("made to fool", kind, 15 if kind.startswith(SEEDED) else 1, 1) for kind in FAMILIES),
         *(("agreement", kind, 5, 1) for kind in ARITHMETICS), *(("command line", kind, 4, 1) for kind in drawn.FAMILIES),
     ]
     for part, kind, total, size in plan:

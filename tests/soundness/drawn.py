@@ -189,7 +189,21 @@ def products(random: np.random.Generator) -> Drawn:
     return Drawn(b.net(), (n,), drawn_box(random, n, int(random.integers(1, min(n, 2) + 1))), False)
 
 
+def planted(random: np.random.Generator) -> Drawn:
+    """A narrow spike at a hidden point beside a small network, as gradients do not find it."""
+    n, width = int(random.integers(1, 3)), int(random.integers(2, 5))
+    b = Builder((n,))
+    point, sharp = np.round(random.uniform(-0.2, 0.2, n) * 64) / 64, float(2 ** random.integers(4, 8))
+    first = np.vstack([weights(random, width, n), np.eye(n), -np.eye(n)])
+    b.activation(b.dense(0, first, np.concatenate([random.integers(-4, 5, width) / 8, -point, point])), "relu")
+    base = np.concatenate([weights(random, 1, width)[0] / 4, np.zeros(2 * n)])
+    b.activation(b.dense(b.last, np.vstack([base, np.concatenate([np.zeros(width), np.full(2 * n, -sharp)])]), np.array([8.0, 1.0])), "relu")
+    b.dense(b.last, np.array([[1.0, -4.0], [1.0, 0.0]]), np.zeros(2))
+    return Drawn(b.net(), (n,), drawn_box(random, n, n))
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator], Drawn]] = {
     "dense": dense, "scaled": lambda random: dense(random, True), "residual": residual, "moves": moves, "image": image, "neurons": neurons,
     "long": long, "stable": stable, "smooth": smooth, "products": products,
+    "planted": planted,
 }

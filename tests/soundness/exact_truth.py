@@ -104,13 +104,24 @@ def box_cell(lower: Sequence[Fraction], upper: Sequence[Fraction]) -> Cell:
     return Cell(tuple((tuple(v for v, _ in corner), frozenset(side for _, side in corner)) for corner in corners), 2 * len(sides))
 
 
-def pieces(net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction]) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
-    """Every linear piece of the network over the box: the cell, and each output there as (constant, coefficients of the inputs that are free)."""
+Column = Sequence[Fraction]
+
+
+def pieces(
+    net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction], limits: Sequence[Column] = ()
+) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
+    """Every linear piece of the network over the box: the cell, and each output there as (constant, coefficients of the inputs that are free).
+
+    `limits`: such columns that are to be at least 0, so that the region is a part of the box.
+    """
     low, high = ([Fraction(v) for v in side] for side in (lower, upper))
     free = [i for i in range(net.n_in) if low[i] < high[i]]
     start = [[Fraction(0) if i in free else low[i]] + [Fraction(int(i == j)) for j in free] for i in range(net.n_in)]
     weights = [(exact(s.matrix), exact(s.bias)) if s.matrix is not None and s.bias is not None else None for s in net.steps]
-    yield from _pieces(net, weights, box_cell([low[i] for i in free], [high[i] for i in free]), [start], [])
+    cell = box_cell([low[i] for i in free], [high[i] for i in free])
+    for limit in limits:
+        cell = cell.cut(limit)
+    yield from _pieces(net, weights, cell, [start], [])
 
 
 def _pieces(net: Net, weights: list, cell: Cell, values: list, partial: list) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
@@ -198,7 +209,7 @@ def holds(net: Net, claim: Claim) -> bool:
 
 def smallest(
     net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction], row: Sequence[Fraction],
-    within: Sequence[tuple[Sequence[Fraction], Fraction]] = (),
+    within: Sequence[tuple[Sequence[Fraction], Fraction]] = (), limits: Sequence[Column] = (),
 ) -> tuple[Fraction, tuple[Fraction, ...]]:
     """min of row @ y over the inputs of the box whose outputs satisfy `within` (coefficients @ y <= offset), exactly, and where it is attained.
 
@@ -207,7 +218,7 @@ def smallest(
     """
     best: tuple[Fraction, tuple[Fraction, ...]] | None = None
     exactly = lambda values: np.array([Fraction(v) for v in values], dtype=object)  # noqa: E731
-    for cell, columns in pieces(net, lower, upper):
+    for cell, columns in pieces(net, lower, upper, limits):
         for coefficients, offset in within:
             limit = _affine(exactly(coefficients), Fraction(0), columns)
             limit[0] -= offset

@@ -20,6 +20,9 @@ from tests.soundness.layers import write_model
 from tests.soundness.orders import in_float64
 from tests.soundness.traps import just_above, just_below
 
+SMALLEST = Fraction(1, 2**300)
+"""What stands for one float beside 0, whose neighbours' decimals are too long."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -119,10 +122,10 @@ def _place(random: np.random.Generator, net: Net, made: Drawn, box: Box, distanc
     try:
         least, where = smallest(net, low, high, row, [(r.coefficients, r.offset) for r in within])
     except LookupError:
-        return _Placed((*within, Row(tuple(row), Fraction(float(values.max())))), True, True, tuple(samples[0][0]))
+        return _Placed((*within, Row(tuple(row), Fraction(float(values.max())))), True, False, tuple(samples[0][0]))
     number = {
         "clear": lambda: Fraction(f"{float(least) - share if safe else float(least) + share:.6g}"),
-        "one float": lambda: Fraction(just_below(least) if safe else just_above(least)),
+        "one float": lambda: Fraction(just_below(least) if safe else just_above(least)) if least else SMALLEST * (-1 if safe else 1),
         "zero": lambda: least if dyadic(least) else Fraction(just_above(least)),
     }[distance]()
     last = Row(tuple(row), number, strict and (distance != "clear" or random.random() < 0.5))
