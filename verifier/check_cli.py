@@ -25,7 +25,7 @@ def check(options: CheckOptions) -> bool:
             report = checked(options.model, options.property, options.certificate, arithmetic, advance)
     except MemoryError:
         raise OutOfMemory(f"This machine has not the memory that {options.certificate} needs: check it on a larger one.") from None
-    compared = _compared(options) if report.accepted else 0
+    compared = _compared(options) if report.accepted else None
     supervisor.speaking()
     if options.json:
         keep = ("accepted", "arithmetic", "cases", "leaves")
@@ -35,14 +35,15 @@ def check(options: CheckOptions) -> bool:
         print(json.dumps(seen), flush=True)
     else:
         print("accepted" if report.accepted else "rejected", flush=True)
-    seen_by = f"compared with onnxruntime at {compared} points of the region" if compared else "not compared with onnxruntime: it is not installed here"
+    not_there = "not compared with onnxruntime, which is not installed here"
+    seen_by = not_there if compared is None else f"compared with onnxruntime at {compared} points of the region"
     proved = f"The property is proved in {report.arithmetic} arithmetic, the network {seen_by}"
     tell(f"{proved if report.accepted else report.sentence.rstrip('.')} (cases: {report.cases}, leaves: {report.leaves}, {report.seconds:.2f} s).")
     return report.accepted
 
 
-def _compared(options: CheckOptions) -> int:
-    """At how many points of the property's region the network, as the checker reads it, computes what onnxruntime does; 0 where that is not there.
+def _compared(options: CheckOptions) -> int | None:
+    """At how many points of the property's region the network, as the checker reads it, computes what onnxruntime does; None where that is not there.
 
     Raises:
         ModelError: it computes something else.
@@ -53,7 +54,7 @@ def _compared(options: CheckOptions) -> int:
         from verifier.graph.onnx_load import load_onnx
         from verifier.graph.validate import compare_in_region
     except ImportError:
-        return 0
+        return None
     from verifier.spec.normal import load_vnnlib
 
     graph = load_onnx(options.model)

@@ -58,9 +58,10 @@ def verify(options: VerifyOptions) -> None:
     )
     config = _settings(options)
     if options.certificate is not None:
-        from verifier.certificate.schema import make_room
+        from verifier.certificate.gate import make_room
 
-        make_room(options.certificate)  # before the clock can end this: no older proof lies beside a time-out
+        wanted = CertificateConfig(options.certificate, options.property, options.overwrite)
+        make_room(wanted, options.model)  # before the clock can end this: no older proof lies beside a time-out
     answer = Answer(options.json, options.results_file, line, config.timeout_s, _unfinished(options.certificate))
     answer.give(_decide(options, config, line))
 
@@ -86,7 +87,8 @@ def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdi
         elapsed = time.monotonic() - line.started
         left = max(config.timeout_s - elapsed, min(config.timeout_s, 0.5))  # the user's clock started with the command, not with the solver
         verdict = solve.verify(graph, spec, replace(config, timeout_s=left), line, _wanted(options))
-        sentence = f"The time of {config.timeout_s:g} s is over." if verdict.reason is Reason.TIMEOUT else verdict.sentence
+        ended = verdict.reason is Reason.TIMEOUT and verdict.sentence.startswith("The time of")  # of less: the command's start took some
+        sentence = f"The time of {config.timeout_s:g} s is over." if ended else verdict.sentence
         return replace(verdict, sentence=sentence, seconds=time.monotonic() - line.started)
     except KeyboardInterrupt:
         return line.undecided(Reason.INTERRUPTED, "Interrupted.")
@@ -241,7 +243,7 @@ def _settings(options: RunOptions) -> Config:
 def _wanted(options: VerifyOptions) -> CertificateConfig | None:
     if options.certificate is None:
         return None
-    return CertificateConfig(options.certificate, options.property)
+    return CertificateConfig(options.certificate, options.property, options.overwrite)
 
 
 def _numbers(text: str | None, option: str, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -90,9 +90,10 @@ class VerifyOptions(RunOptions):
     ] = None
     certificate: Annotated[
         Path | None,
-        typer.Option(metavar="F.cert", dir_okay=False, help="Keep the proof of an `unsat` there, for `verifier check`. An older certificate there "
-                     "is removed at the start, whatever the answer will be; no other file is overwritten."),
+        typer.Option(metavar="F.cert", dir_okay=False, help="Keep the proof of an `unsat` there, for `verifier check`. An older certificate of this "
+                     "question is removed at the start, whatever the answer will be; no other file is overwritten."),
     ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a certificate of another model or property, too.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

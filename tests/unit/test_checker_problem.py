@@ -17,7 +17,7 @@ from tests.unit.test_reduced_build import random_graph
 from verifier.bab.driver import row_bounds
 from verifier.certificate.arithmetic import Exact, Rounded
 from verifier.certificate.bound import Block, Multipliers, Problem, Rows, bound, eliminate, proved, recipe
-from verifier.certificate.boxes import box_bounds, combined_bound
+from verifier.certificate.boxes import box_bounds, combined_bounds
 from verifier.certificate.smooth import smooth_minimum
 from verifier.graph.execute import execute
 from verifier.graph.ir import Graph
@@ -76,7 +76,7 @@ def test_no_multipliers_prove_too_much(row: Row) -> None:
     random, count = np.random.default_rng(1), len(problem.rows.b)
     x = points(problem, 200)
     z, rows = c.values(problem, x)
-    good = recipe(problem, problem.rows, problem.lower, problem.upper, Multipliers(), len(problem.b))
+    good = recipe(problem, problem.rows, problem.lower, problem.upper, Multipliers(), len(problem.b))[0]
     for wild in (good, good * 1.01, good + random.normal(size=good.shape), random.normal(size=good.shape) * 10, 0 * good):
         lower = proved(problem, problem.rows, problem.lower, problem.upper, wild)
         assert (lower <= rows.min(0) + ROUNDING * (1 + np.abs(rows).max())).all()
@@ -102,7 +102,7 @@ def test_rounded_bounds_stay_below_exact_ones(row: Row) -> None:
     rounded, exact = c.problem_of(row.graph, case), c.problem_of(row.graph, case, Exact())
     if len(rounded.b) != len(exact.b):
         pytest.skip("rounding made another neuron unstable")
-    nu = recipe(rounded, rounded.rows, rounded.lower, rounded.upper, Multipliers(), len(rounded.b))
+    nu = recipe(rounded, rounded.rows, rounded.lower, rounded.upper, Multipliers(), len(rounded.b))[0]
     own = proved(rounded, rounded.rows, rounded.lower, rounded.upper, nu)
     wide = replace(exact, lower=Exact().array(rounded.lower), upper=Exact().array(rounded.upper))
     true = proved(wide, wide.rows, wide.lower, wide.upper, Exact().array(nu)).astype(float)
@@ -124,7 +124,7 @@ def test_boxes_bound_what_happens_in_them(row: Row) -> None:
         assert ((z >= low[k] - room) & (z <= high[k] + room)).all()
         assert (rows >= least[k] - room).all()
         weight = random.uniform(0, 1, len(problem.rows.b))
-        together = combined_bound(problem, weight, (ends[0, k], ends[1, k]), (low[k], high[k]))
+        together = combined_bounds(problem, weight[None], (ends[0, k:k + 1], ends[1, k:k + 1]), (low[k:k + 1], high[k:k + 1]))[0]
         assert together <= (rows @ weight).min() + room * weight.sum()
 
 

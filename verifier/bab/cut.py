@@ -16,7 +16,7 @@ STEPS = 20
 class Cut:
     """`best (N,)` the largest minimum of a convex combination of the rows, its coefficients `a (N, n)`, the offsets `low, high (N, n)` left.
 
-    `weight (N, R)`: the combination.
+    `weight (N, R)`: the combination; `by_low, by_high (N, n)`: the row that leaves no more than that, R for the combination.
     """
 
     best: Tensor
@@ -24,6 +24,8 @@ class Cut:
     low: Tensor
     high: Tensor
     weight: Tensor
+    by_low: Tensor
+    by_high: Tensor
 
 
 def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
@@ -38,10 +40,10 @@ def cut(middle: Tensor, a: Tensor, radius: Tensor) -> Cut:
     lower = lower - (rows.abs() @ radius.unsqueeze(-1)).squeeze(-1)
     # a_i d_i <= -lower - |a_i| r_i for a point of the polytope
     reach = (-lower).clamp(min=0).unsqueeze(-1) / rows.abs() - radius.unsqueeze(1)  # of no meaning where a row has no such input
-    high = torch.where(rows > 0, reach, torch.inf).amin(1)
-    low = torch.where(rows < 0, -reach, -torch.inf).amax(1)
+    high, by_high = torch.where(rows > 0, reach, torch.inf).min(1)
+    low, by_low = torch.where(rows < 0, -reach, -torch.inf).max(1)
     low, high = torch.maximum(low, -radius), torch.minimum(high, radius)
-    return Cut(best, combined, torch.minimum(low, radius), torch.maximum(high, -radius), weight)
+    return Cut(best, combined, torch.minimum(low, radius), torch.maximum(high, -radius), weight, by_low, by_high)
 
 
 def _of_one_size(middle: Tensor, a: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -261,16 +261,20 @@ def outline(problem: ReducedProblem) -> ReducedProblem:
 class BoxLog:
     """A search over the input: its tree, in which regions are split by an input of the network at a point in the network's units, float64.
 
-    `closed`: (regions `(N,)`, the least of their polytopes' bounds `(N,)`, weights of the rows `(N, S)`). `raised`: the margin that bounds are less.
+    `closed`: (regions `(N,)`, the least of their polytopes' bounds `(N,)`, weights of the rows `(N, S)`).
     """
 
     tree: Tree = field(default_factory=Tree)
     closed: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    raised: float = 0.0
+    size: int = 0
 
     def close(self, regions: Tensor, lower: Tensor, weight: Tensor) -> None:
         if len(regions):
-            self.closed.append((regions, lower + self.raised, weight))
+            self.closed.append((regions, lower, weight))
+            self.size += regions.nbytes + lower.nbytes + weight.nbytes
+
+    def nbytes(self) -> int:
+        return self.size + self.tree.nbytes()
 
     def split(self, parent: Tensor, axis: Tensor, point: Tensor, inputs: InputMap) -> Tensor:
         """The children's numbers `(2 M,)`, x <= point first, parent after parent, of splits at scaled inputs `axis` at scaled points."""

@@ -108,7 +108,7 @@ class Problem:
         W[:u, :u], W[u:, :u] = self.W, rows.w
         new = {"A": rows.a, "b": rows.b, "noise": rows.slack, "lower": lower, "upper": upper, "name": name}
         joined = {key: np.concatenate([getattr(self, key), value]) for key, value in new.items()}
-        return replace(self, W=W, blocks=(*self.blocks, Block(u, end, kind)), **joined)
+        return replace(self, W=W, blocks=(*self.blocks, Block(u, end, kind)), **joined)._knowing(self)
 
     def with_inputs(self, count: int) -> Problem:
         """With `count` more inputs that no neuron reads yet."""
@@ -128,12 +128,31 @@ class Problem:
     @cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """max |h| `(U,)`, and for z the sum of its absolute terms with max |z|, `(U,)`: what roundings are relative to."""
-        most = np.maximum(abs(self.lower), abs(self.upper))
-        h = most + 0
-        for start, end, kind in self.blocks:
-            if kind != RELU:
-                h[start:end] = most[start:end] ** 2 if kind == "square" else 1 + most[start:end]
-        return h, abs(self.A).sum(1) + abs(self.W) @ h + abs(self.b) + most
+        return self._measured(0, (self.b[:0], self.b[:0]))
+
+    @cached_property
+    def reads(self) -> tuple[int, ...]:
+        """How many inputs each block reads: later ones are errors that were no symbols yet."""
+        return self._read(0)
+
+    def _measured(self, first: int, known: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        h, size = known
+        for start, end, kind in self.blocks[first:]:
+            own = slice(start, end)
+            most = np.maximum(abs(self.lower[own]), abs(self.upper[own]))
+            size = np.concatenate([size, abs(self.A[own]).sum(1) + abs(self.W[own, :start]) @ h + abs(self.b[own]) + most])
+            h = np.concatenate([h, {RELU: most, "square": most * most}.get(kind, 1 + most)])
+        return h, size
+
+    def _read(self, first: int) -> tuple[int, ...]:
+        last = [np.nonzero((self.A[start:end] != 0).any(0))[0] for start, end, _ in self.blocks[first:]]
+        return tuple(int(found[-1]) + 1 if len(found) else 0 for found in last)
+
+    def _knowing(self, part: Problem) -> Problem:
+        """This problem, of which `part` is the first blocks, with what is worked out of it already."""
+        count = len(part.blocks)
+        self.__dict__.update(sizes=self._measured(count, part.sizes), reads=part.reads + self._read(count))
+        return self
 
 
 class Multipliers(NamedTuple):
@@ -188,23 +207,26 @@ def minimum(kind: str, c: np.ndarray, nu: np.ndarray, lower: np.ndarray, upper: 
 
 
 def proved(
-    problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, nu: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None
+    problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, nu: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None,
+    c: np.ndarray | None = None,
 ) -> np.ndarray:
     """The rule: lower bounds `(..., K)` of the rows where lower <= z <= upper, for any `nu (..., K, U)`; infinite where an interval is empty.
 
-    The inputs lie in [-1, 1]^n or in a box within it, given as `inputs`: centre and radius `(..., n)`.
+    The inputs lie in [-1, 1]^n or in a box within it, given as `inputs`: centre and radius `(..., n)`. `c` is w + nu W where that is known.
     """
     arithmetic, stop = problem.arithmetic, nu.shape[-1]
-    c = np.broadcast_to(rows.w[..., :stop], nu.shape).copy()
+    known, a = c is not None, np.broadcast_to(rows.a, (*nu.shape[:-1], rows.a.shape[-1])).copy()
+    c = c if known else np.broadcast_to(rows.w[..., :stop], nu.shape).copy()
     total = rows.b + nu @ problem.b[:stop] - abs(nu) @ problem.noise[:stop]
-    for start, end, _ in problem.blocks:
+    for (start, end, _), reads in zip(problem.blocks, problem.reads):
         if end <= stop:
-            c[..., :start] += times(nu[..., start:end], problem.W[start:end, :start])
+            a[..., :reads] += times(nu[..., start:end], problem.A[start:end, :reads])
+            if not known:
+                c[..., :start] += times(nu[..., start:end], problem.W[start:end, :start])
     for start, end, kind in problem.blocks:
         if end <= stop:
             at = (..., slice(start, end))
             total = total + minimum(kind, c[at], nu[at], lower[at], upper[at]).sum(-1)
-    a = rows.a + times(nu, problem.A[:stop])
     total = total + problem.least(a, inputs)
     h, size = (part[:stop] for part in problem.sizes)
     terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ (size + problem.noise[:stop]) + rows.slack
@@ -213,8 +235,8 @@ def proved(
     return np.where((lower[..., :stop] > upper[..., :stop]).any(-1), np.inf, np.where(sane, total, -np.inf))
 
 
-def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers, stop: int) -> np.ndarray:
-    """nu `(..., K, stop)`: CROWN's backward pass with the given multipliers. Nothing depends on its being right."""
+def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """nu `(..., K, stop)` by CROWN's backward pass with the given multipliers, which need not be right, and c = w + nu W in float64."""
     lower, upper, w, W = (np.asarray(part[..., :stop], np.float64) for part in (lower, upper, rows.w, problem.W))
     c = np.broadcast_to(w, np.broadcast_shapes(w.shape, lower.shape)).copy()
     nu = np.empty_like(c)
@@ -230,7 +252,7 @@ def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, g
         if given.nu is not None:
             nu[..., at] = np.where(given.given[at], given.nu[..., at], nu[..., at])
         c[..., :start] += times(nu[..., at], W[at, :start])
-    return nu
+    return nu, c
 
 
 def times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -244,9 +266,10 @@ def bound(
 ) -> np.ndarray:
     """`proved` with the recipe's multipliers, over the neurons before `stop`."""
     stop = len(problem.b) if stop is None else stop
-    nu = recipe(problem, rows, lower, upper, given, stop)
-    nu = problem.arithmetic.array(nu) if isinstance(problem.arithmetic, Exact) else nu
-    return proved(problem, rows, lower[..., :stop], upper[..., :stop], nu, inputs)
+    nu, c = recipe(problem, rows, lower, upper, given, stop)
+    if isinstance(problem.arithmetic, Exact):
+        nu, c = problem.arithmetic.array(nu), None
+    return proved(problem, rows, lower[..., :stop], upper[..., :stop], nu, inputs, c)
 
 
 def bound_both_sides(problem: Problem, rows: Rows, index: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
@@ -276,27 +299,30 @@ def eliminate(problem: Problem, kept: frozenset[int]) -> Problem:
     keep = ~(active | inactive)
     if keep.all():
         return problem
-    W, A, b, noise = problem.W.copy(), problem.A.copy(), problem.b.copy(), problem.noise.copy()
-    rows = Rows(problem.rows.w.copy(), problem.rows.a.copy(), problem.rows.b.copy(), problem.rows.slack.copy())
-    z_terms, row_terms = size.copy(), abs(rows.w) @ h + abs(rows.a).sum(1) + abs(rows.b)
+    W, A, b, noise, rows = problem.W[keep], problem.A[keep], problem.b[keep], problem.noise[keep], problem.rows
+    rows = Rows(rows.w.copy(), rows.a.copy(), rows.b.copy(), rows.slack.copy())
+    z_terms, row_terms = size[keep], abs(rows.w) @ h + abs(rows.a).sum(1) + abs(rows.b)
     for start, end, _ in reversed(problem.blocks):
         gone = np.nonzero(active[start:end])[0] + start
         if not len(gone):
             continue
-        for into, rest, constant, error, terms in ((W, A, b, noise, z_terms), (rows.w, rows.a, rows.b, rows.slack, row_terms)):
+        later = slice(int(keep[:end].sum()), None)  # the rows of neurons that read these
+        for into, rest, constant, error, terms in (
+            (W[later], A[later], b[later], noise[later], z_terms[later]), (rows.w, rows.a, rows.b, rows.slack, row_terms)
+        ):
             column = into[:, gone]
             terms += abs(column) @ size[gone]
-            own = abs(column) @ problem.noise[gone] + arithmetic.room(4 * len(b) + 64, terms)
+            own = abs(column) @ problem.noise[gone] + arithmetic.room(4 * len(keep) + 64, terms)
             error[:] = arithmetic.up(error + own)
-            into += column @ W[gone]
-            rest += column @ A[gone]
-            constant += column @ b[gone]
+            into[:, :start] += column @ problem.W[gone, :start]
+            rest += column @ problem.A[gone]
+            constant += column @ problem.b[gone]
     blocks, start = [], 0
     for block in problem.blocks:
         count = int(keep[block.start:block.end].sum())
         blocks.append(Block(start, start + count, block.kind))
         start += count
     return replace(
-        problem, A=A[keep], W=W[keep][:, keep], b=b[keep], noise=noise[keep], lower=problem.lower[keep], upper=problem.upper[keep],
+        problem, A=A, W=W[:, keep], b=b, noise=noise, lower=problem.lower[keep], upper=problem.upper[keep],
         blocks=tuple(block for block in blocks if block.end > block.start), name=problem.name[keep], rows=replace(rows, w=rows.w[:, keep]),
     )

@@ -1,12 +1,13 @@
 """Many sub-boxes of one problem: every neuron bounded anew on each, block by block, then the rows. Letters: N boxes, P polytopes.
 
-A subtree's boxes are bounded on the problem that is left over their hull. What fails is bounded alone, on the problem that is left there, then halved
-a few times: sub-boxes that cover a box prove it, whoever chose them, so neither the hulls nor the points nor the weights need trust.
+A subtree's boxes are bounded on the problem that is left over their hull. What fails is halved, and what is left of a group goes on
+as a group of its own: sub-boxes that cover a box prove it, whoever chose them, so neither the hulls nor the points nor the weights need trust.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,12 +15,12 @@ from verifier.certificate.bound import CHUNK, DEFAULT, RELU, Problem, Rows, acti
 
 TOGETHER = 64
 """Most boxes that are bounded with one problem."""
-HALVINGS = 64
-"""Most halvings of one box of a certificate that is not proved as it is."""
 PIECES = 8
 """Parts of a subtree that are narrowed at once."""
-PATIENCE = 4
-"""Boxes of a subtree that so many halvings did not prove, after which its others are not halved."""
+DEEPEST = 12
+"""Halvings that one box of a certificate may need; a group of which more than TOGETHER parts are open at once is given up."""
+AGAIN = 3
+"""Halvings after which the network may be reduced again."""
 
 
 def box_bounds(problem: Problem, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,84 +69,69 @@ def _settled(problem: Problem, low: np.ndarray, high: np.ndarray) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """N leaves of a tree in pre-order: their boxes `lower, upper (N, n)`, the rows' `weight (N, S)` where they are given, their `number (N,)`.
+    """N leaves of a tree in pre-order, or parts of them: boxes `lower, upper (N, n)`, which leaf they are of, `number (N,)`.
 
-    `common (N,)`: how many cuts a leaf shares with the one before.
+    `common (N,)`: how many cuts one shares with the one before; `weight (N, S)`: the rows', where they are given; `open (N, P)`: the polytopes that
+    are not excluded yet; `depth (N,)`: how often they were halved.
     """
 
     lower: np.ndarray
     upper: np.ndarray
     number: np.ndarray
     common: np.ndarray
+    open: np.ndarray
+    depth: np.ndarray
     weight: np.ndarray | None = None
+
+    @staticmethod
+    def leaves(ends: tuple[np.ndarray, np.ndarray], first: int, common: np.ndarray, polytopes: int, weight: np.ndarray | None) -> Boxes:
+        """The leaves with these boxes, numbered from `first`."""
+        count = len(common)
+        return Boxes(*ends, np.arange(first, first + count), common, np.ones((count, polytopes), bool), np.zeros(count, int), weight)
 
     def __len__(self) -> int:
         return len(self.lower)
 
-    def take(self, index: slice | np.ndarray) -> Boxes:
+    def take(self, index: np.ndarray | slice) -> Boxes:
+        """Some of them, in order; neighbours share what all between them shared."""
+        index = np.arange(len(self))[index]
+        common = np.array([self.common[before + 1:at + 1].min(initial=FAR) for before, at in zip([-1, *index], index)], int)
         weight = None if self.weight is None else self.weight[index]
-        return Boxes(self.lower[index], self.upper[index], self.number[index], self.common[index], weight)
-
-    def sides(self) -> tuple[Boxes, Boxes]:
-        """Both sides of the first cut that not all leaves share."""
-        at = int(self.common[1:].argmin()) + 1
-        return self.take(slice(None, at)), self.take(slice(at, None))
+        return Boxes(self.lower[index], self.upper[index], self.number[index], common, self.open[index], self.depth[index], weight)
 
     def subtrees(self, most: int) -> Iterator[Boxes]:
-        """The leaves in pieces of at most `most`, each on one side of every cut between them."""
+        """All of them in pieces of at most `most`, each on one side of every cut between them."""
         waiting = [self]
         while waiting:
             part = waiting.pop()
             if len(part) <= most:
                 yield part
             else:
-                waiting += part.sides()[::-1]
+                at = int(part.common[1:].argmin()) + 1
+                waiting += [part.take(slice(at, None)), part.take(slice(at))]
 
     def hull(self) -> tuple[np.ndarray, np.ndarray]:
         return self.lower.min(0), self.upper.max(0)
 
+    def halves(self, axis: np.ndarray) -> Boxes:
+        """Both halves of each, one after the other, along `axis (N,)`."""
+        each, at = self.take(np.repeat(np.arange(len(self)), 2)), np.arange(0, 2 * len(self), 2)
+        middle = (self.lower + self.upper)[at // 2, axis] / 2
+        each.upper[at, axis] = each.lower[at + 1, axis] = np.clip(middle, self.lower[at // 2, axis], self.upper[at // 2, axis])
+        return replace(each, depth=each.depth + 1)
 
-Polytopes = tuple[tuple[int, slice], ...]
-"""Numbers of polytopes, and their rows."""
-Lacking = tuple[int, int, float]
-"""A leaf's number, a polytope that is not proved there, its bound."""
+
+FAR = 2**60
+"""Cuts that halves of one box share."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """One box of the problem that is left on it, the polytopes that are not excluded and their bounds; `is_new`: no hull is smaller than this box."""
+class Lacking(NamedTuple):
+    """A leaf's number, a polytope that is not proved there, its bound, and what this loses to errors."""
 
-    problem: Problem
-    box: Boxes
-    polytopes: Polytopes
-    bounds: np.ndarray
-    is_new: bool
-
-    def _worst(self) -> tuple[Rows, np.ndarray]:
-        """The rows of the polytope that lacks most, and their multipliers."""
-        rows = self.problem.rows.take(self.polytopes[int(self.bounds.argmin())][1])
-        return rows, recipe(self.problem, rows, self.problem.lower, self.problem.upper, DEFAULT, len(self.problem.b))
-
-    def is_by_errors(self) -> bool:
-        """Whether a bound lacks less than twice what it loses to errors: less is lost on a network reduced again over less."""
-        rows, nu = self._worst()
-        symbols = abs(rows.a + nu @ self.problem.A)[:, len(self.problem.free):].sum(1)
-        return bool(-self.bounds.min() < 2 * (rows.slack + abs(nu) @ self.problem.noise + symbols).max())
-
-    def halves(self) -> Boxes | None:
-        """The halves of the box along the input that moves the rows most, with and without cancellation; None where floats are too coarse."""
-        (rows, nu), problem = self._worst(), self.problem
-        moved = (abs(rows.a + nu @ problem.A) + abs(rows.a) + abs(nu) @ abs(problem.A)).sum(0)[:len(problem.free)]
-        both = self.box.take(np.zeros(2, int))
-        gain = moved * (both.upper - both.lower)[0, :len(moved)]
-        if not len(gain):
-            return None
-        axis = int(gain.argmax())
-        middle = (both.lower[0, axis] + both.upper[0, axis]) / 2
-        if not both.lower[0, axis] < middle < both.upper[0, axis]:
-            return None
-        both.upper[0, axis] = both.lower[1, axis] = middle
-        return both
+    leaf: int
+    polytope: int
+    bound: float
+    errors: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,62 +141,63 @@ class BoxProof:
     `anew`: a problem and boxes of it -> the network reduced again over their hull, and the boxes there; None where nothing is gained by it.
     """
 
-    polytopes: Polytopes
+    polytopes: tuple[tuple[int, slice], ...]
     anew: Callable[[Problem, Boxes], tuple[Problem, Boxes]] | None
     tick: Callable[[], None]
 
-    def unproved(self, problem: Problem, boxes: Boxes) -> list[Lacking]:
-        """What is not proved of boxes, of each the first."""
+    def unproved(self, problem: Problem, boxes: Boxes, reduced_at: int = -AGAIN) -> list[Lacking]:
+        """What is not proved of boxes; the problem is of a network that was reduced for boxes that were halved `reduced_at` times."""
         self.tick()
-        if len(boxes) > _together(problem):
-            parts = list(boxes.subtrees(max(_together(problem), len(boxes) // PIECES)))
+        most = _together(problem)
+        if len(boxes) > most:
+            parts = list(boxes.subtrees(max(most, len(boxes) // PIECES)))
             low, high, _ = box_bounds(problem, *(np.stack(ends) for ends in zip(*(part.hull() for part in parts))))
-            return [one for k, part in enumerate(parts) for one in self.unproved(_settled(problem, low[k], high[k]), part)]
-        failed: list[Lacking] = []
-        for part in self._open(problem, boxes, self.polytopes):
-            failed += self._halved(part, HALVINGS if len(failed) < PATIENCE else 0)
-        return failed
+            return [one for k, part in enumerate(parts) for one in self.unproved(_settled(problem, low[k], high[k]), part, reduced_at)]
+        low, high, best = self._bounds(problem, boxes)
+        left = np.nonzero((boxes.open & ~(best > 0)).any(1))[0]
+        if not len(left):
+            return []
+        boxes, low, high, best = replace(boxes, open=boxes.open & ~(best > 0)).take(left), low[left], high[left], best[left]
+        depth = int(boxes.depth.min())
+        moved, errors = self._influence(problem, boxes, low, high, best)
+        if self.anew is not None and depth >= reduced_at + AGAIN and np.median(2 * errors + np.where(boxes.open, best, np.inf).min(1)) > 0:
+            return self.unproved(*self.anew(problem, boxes), depth)
+        gain = moved * (boxes.upper - boxes.lower)[:, :moved.shape[1]]
+        if len(left) > TOGETHER // 2 or depth >= DEEPEST or not (gain > 0).any(1).all():
+            return [
+                Lacking(int(boxes.number[k]), self.polytopes[p][0], float(best[k, p]), float(errors[k])) for k, p in zip(*np.nonzero(boxes.open))
+            ]
+        return self.unproved(_settled(problem, low.min(0), high.max(0)), boxes.halves(gain.argmax(1)), reduced_at)
 
-    def _open(self, problem: Problem, boxes: Boxes, polytopes: Polytopes, is_new: bool = False) -> list[_Open]:
-        """The boxes where not all `polytopes` are excluded, by a row of each or by the given combination.
-
-        Where errors may be to blame for several, they are bounded on the network reduced again over their hull.
-        """
+    def _bounds(self, problem: Problem, boxes: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The neurons' bounds `(N, U)` and the polytopes' `(N, P)`, by a row of each or by the given combination."""
         low, high, found = box_bounds(problem, boxes.lower, boxes.upper)
-        best = np.stack([found[:, rows].max(1) for _, rows in polytopes], 1)
-        for k, (_, rows) in enumerate(polytopes if boxes.weight is not None else ()):
-            left = np.nonzero(~(best[:, k] > 0))[0] if rows.stop - rows.start > 1 else []
+        best = np.stack([found[:, rows].max(1) for _, rows in self.polytopes], 1)
+        for k, (_, rows) in enumerate(self.polytopes if boxes.weight is not None else ()):
+            left = np.nonzero(boxes.open[:, k] & ~(best[:, k] > 0))[0] if rows.stop - rows.start > 1 else []
             if len(left):
                 weight = np.zeros((len(left), found.shape[1]))
                 weight[:, rows] = boxes.weight[left, rows]
                 combined = combined_bounds(problem, weight, (boxes.lower[left], boxes.upper[left]), (low[left], high[left]))
                 best[left, k] = np.fmax(best[left, k], combined)
-        failed = np.nonzero(~(best > 0).all(1))[0]
+        best[(boxes.lower > boxes.upper).any(1)] = np.inf  # no point is in it
+        return low, high, best
 
-        def opened(k: int) -> _Open:
-            left = np.nonzero(~(best[k] > 0))[0]
-            own = tuple(polytopes[p] for p in left)
-            return _Open(_settled(problem, low[k], high[k]), boxes.take(slice(k, k + 1)), own, best[k, left], is_new and len(boxes) == 1)
+    def _influence(self, problem: Problem, boxes: Boxes, low: np.ndarray, high: np.ndarray, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the polytope of each box that lacks most: what inputs move its rows `(N, free)`, and the most that their bounds lose to errors `(N,)`.
 
-        if len(failed) > 1 and self.anew is not None and not is_new and opened(failed[best[failed].min(1).argmax()]).is_by_errors():
-            return self._open(*self.anew(problem, boxes.take(failed)), polytopes, True)
-        return [opened(k) for k in failed]
-
-    def _halved(self, first: _Open, spare: int) -> list[Lacking]:
-        """What is not proved of an open box by up to `spare` halvings of it and its parts: nothing, or what was the first to be left."""
-        waiting = [first]
-        while waiting:
-            self.tick()
-            one = waiting.pop()
-            if self.anew is not None and not one.is_new and one.is_by_errors():
-                waiting += self._open(*self.anew(one.problem, one.box), one.polytopes, True)
-                continue
-            halves = one.halves() if spare > 0 else None
-            if halves is None:
-                return [(int(one.box.number[0]), number, float(value)) for (number, _), value in zip(one.polytopes, one.bounds)]
-            spare -= 1
-            waiting += self._open(one.problem, halves, one.polytopes)
-        return []
+        Both by the default multipliers, with and without cancellation.
+        """
+        worst = np.where(boxes.open, best, np.inf).argmin(1)
+        weight = np.zeros((len(boxes), len(problem.rows.b)))
+        for k, polytope in enumerate(worst):
+            weight[k, self.polytopes[polytope][1]] = 1
+        rows, free = problem.rows, len(problem.free)
+        nu = recipe(problem, rows, low[:, None], high[:, None], DEFAULT, len(problem.b))
+        a = abs(rows.a + nu @ problem.A)
+        moved = (a + abs(rows.a) + abs(nu) @ abs(problem.A))[..., :free]
+        errors = rows.slack + abs(nu) @ problem.noise + a[..., free:].sum(-1)
+        return (weight[..., None] * moved).sum(1), (weight * errors).max(1)
 
 
 def _together(problem: Problem) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from verifier.certificate.arithmetic import Arithmetic, Rounded, Runtime
 from verifier.certificate.bound import CHUNK, Multipliers, Problem, Rows, bound, eliminate
-from verifier.certificate.boxes import TOGETHER, Boxes, BoxProof
+from verifier.certificate.boxes import TOGETHER, Boxes, BoxProof, Lacking
 from verifier.certificate.reduce import Statement, reduce
 from verifier.certificate.schema import CertificateError, Record
 from verifier.certificate.threads import spread
@@ -22,13 +22,28 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is not proved: a polytope of a case, and where: the tree (its number among the case's) and its leaf; None for a polytope without one."""
+    """What is not proved: a polytope of a case, and where: the tree (its number among the case's) and its leaf; None for a polytope without one.
+
+    `errors`: what the bound loses to rounding errors where that is known, those of the runtime that is meant and the checker's own; `more`: the
+    other leaves of a tree of boxes that lack it, and their bounds.
+    """
 
     case: int
     polytope: int
     tree: int | None
     leaf: int | None
     bound: float
+    errors: float = 0.0
+    more: tuple[tuple[int, float], ...] = ()
+
+    def places(self) -> list[tuple[int, float]]:
+        """All leaves that are known to lack it, with their bounds."""
+        return [(self.leaf or 0, self.bound), *self.more]
+
+    @property
+    def by_errors(self) -> bool:
+        """Whether the bound would be positive if nothing were rounded."""
+        return self.bound + self.errors > 0
 
     def sentence(self) -> str:
         where = "no tree proves it, and the root bound" if self.tree is None else f"leaf {self.leaf} of tree {self.tree}: the bound"
@@ -157,21 +172,26 @@ class Case:
         whole = self.arithmetic.array(-np.ones(n)), self.arithmetic.array(np.ones(n))
         polytopes = tuple((k, rows) for k, rows in enumerate(self._polytopes()) if k in self.open)
         proof = BoxProof(polytopes, self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None, tick)
-        failed: dict[int, Failure] = {}
+        failed: dict[int, dict[int, Lacking]] = {}
         leaves, begin = walk(record, 1, n_in, -1), 0
         while polytopes and (part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]):
             tick()
             scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in part]
             lower, upper = narrowed(*whole, scaled)
-            number = np.arange(begin, begin + len(part))
-            boxes = Boxes(lower, upper, number, shared(part), None if weight is None else weight[number])
+            own = None if weight is None else weight[begin:begin + len(part)]
+            boxes = Boxes.leaves((lower, upper), begin, shared(part), len(polytopes), own)
             for found in spread(partial(proof.unproved, self.problem), list(boxes.subtrees(max(1, min(TOGETHER, len(part) // 8))))):
-                for leaf, polytope, value in found:
-                    failed.setdefault(polytope, Failure(self.number, polytope, self.trees, leaf, value))
+                for lacking in found:
+                    failed.setdefault(lacking.polytope, {}).setdefault(lacking.leaf, lacking)
             begin += len(part)
         self.leaves += begin
-        self.open = {polytope: failed[polytope] for polytope in self.open if polytope in failed}
+        self.open = {polytope: self._failure(list(failed[polytope].values())) for polytope in self.open if polytope in failed}
         self.trees += 1
+
+    def _failure(self, lacking: list[Lacking]) -> Failure:
+        first, *more = lacking
+        others = tuple((other.leaf, other.bound) for other in more)
+        return Failure(self.number, first.polytope, self.trees, first.leaf, first.bound, first.errors, others)
 
     def _scaled(self, k: int, point: float, record: Record) -> float:
         """The point on the problem's own scale of input k; any number would do, as both sides share it."""
