@@ -1,6 +1,7 @@
 """What the battery runs, in units of some seconds: each is counted by part and kind, and what was wrong is kept in full."""
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +20,8 @@ from tests.soundness.traps import Trap
 from tests.soundness.verdicts import Outcome
 
 ARITHMETICS = ("real", "float32")
+WRONG = Path("runs") / "battery" / "wrong"
+"""The files of problems that were answered wrongly."""
 SEEDED = ("planted", "thresholds")
 """How the names of families of traps begin that are drawn by seeds; the others are whole lists."""
 
@@ -65,6 +68,9 @@ def _problems(unit: Unit, folder: Path, found: Found) -> None:
         _answer(found, "problems", outcome)
         if outcome.wrong:
             found.wrong.append(f"{outcome.problem}: {outcome.wrong}")
+            WRONG.mkdir(parents=True, exist_ok=True)
+            for name in ("problem.onnx", "problem.vnnlib"):
+                shutil.copy(folder / name, WRONG / f"{outcome.problem.replace(' ', '-')}{Path(name).suffix}")
 
 
 def _pairs(unit: Unit, folder: Path, found: Found) -> None:
