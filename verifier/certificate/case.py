@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 
 from verifier.certificate.arithmetic import Arithmetic, Rounded, Runtime
-from verifier.certificate.bound import CHUNK, Multipliers, Problem, Rows, bound, eliminate
-from verifier.certificate.boxes import TOGETHER, Boxes, BoxProof, Lacking
+from verifier.certificate.bound import CHUNK, DEFAULT, Multipliers, Problem, Rows, bound, eliminate, recipe
+from verifier.certificate.boxes import TOGETHER, Boxes, BoxProof, Lacking, lost
 from verifier.certificate.reduce import Statement, reduce
 from verifier.certificate.schema import CertificateError, Record
 from verifier.certificate.threads import spread
@@ -94,6 +94,11 @@ class Case:
         """What is proved unless something failed: the box, and each polytope's (output, offset, input)."""
         s = self.statement
         return s.lower, s.upper, [(s.output[rows], s.offset[rows], s.input[rows]) for rows in self._polytopes()]
+
+    def lost(self) -> np.ndarray:
+        """What each row's bound over the case's box loses to errors, `(S,)`: the margin that a search's bounds need, where it is closed there."""
+        problem = self.problem
+        return lost(problem, recipe(problem, problem.rows, problem.lower, problem.upper, DEFAULT, len(problem.b))).astype(float)
 
     def failures(self) -> list[Failure]:
         return list(self.open.values())
