@@ -1,4 +1,4 @@
-"""What rows exclude is cut off the boxes of a search: the tree's leaves hold no point of a polytope, cover the region, and prove it by their weights."""
+"""What rows exclude is cut off the boxes of a search: no unsafe point is, and the leaves cover the region and are proved."""
 from __future__ import annotations
 
 import numpy as np
@@ -9,8 +9,8 @@ from tests.mlp import near_truth, random_mlp
 from tests.small_certificates import case_records, check_case
 from verifier.bab import input_split
 from verifier.bab.budget import Deadline
-from verifier.bab.driver import Oracle
 from verifier.bab.cut import cut
+from verifier.bab.driver import Oracle
 from verifier.bab.input_split import Boxes, InputSearch, InputSplitConfig, _rows_of, _trimmed, advance_boxes, input_search
 from verifier.bab.log import walk
 from verifier.exact.highs import leaf_answer

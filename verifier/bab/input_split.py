@@ -80,17 +80,17 @@ class InputSearch:
         return sum(len(part) for part in self.parts)
 
     def reopen(self, lacking: Sequence[tuple[int, int, float]]) -> None:
-        """A checker refuses leaves, in pre-order: (leaf, polytope, what its bound `lacked`). Their halves are open, with a margin of that more.
+        """A checker refuses leaves, in pre-order: (leaf, polytope, the margin that it needs).
 
-        The margin is theirs alone, and half as large on every half: what a bound lacks on a box, it need not lack on the parts.
+        Their halves are open. The margin is theirs alone, and half as large on their own halves: what is lacked on a box, parts may not lack.
         """
-        if not all(math.isfinite(lacked) for *_, lacked in lacking):
+        if not all(math.isfinite(margin) for *_, margin in lacking):
             self.stuck = True
             return
         leaves, index = walk(self.log.tree, [0]).leaf, sorted({leaf for leaf, *_ in lacking})
         boxes = self._boxes(leaves[index])
-        for leaf, polytope, lacked in lacking:
-            boxes.more[index.index(leaf), self.problem.polytope == polytope] = 3 * lacked
+        for leaf, polytope, margin in lacking:
+            boxes.more[index.index(leaf), self.problem.polytope == polytope] = 2 * margin
         self.parts.append(_halve(self, boxes, (boxes.upper - boxes.lower).argmax(1)))
 
     def _boxes(self, regions: np.ndarray) -> Boxes:
@@ -103,7 +103,8 @@ class InputSearch:
 def input_search(key: int, problem: ReducedProblem) -> InputSearch:
     search, one = InputSearch(key, problem), torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
     name = torch.tensor([search.log.tree.roots(1)], device=one.device)
-    search.parts.append(Boxes(problem, -one, one, torch.ones(1, dtype=torch.float64, device=one.device), name, one.new_zeros(1, len(problem.polytope))))
+    share, more = torch.ones(1, dtype=torch.float64, device=one.device), one.new_zeros(1, len(problem.polytope))
+    search.parts.append(Boxes(problem, -one, one, share, name, more))
     return search
 
 
@@ -228,7 +229,8 @@ def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
     left[at, axis] = middle
     right[at, axis] = middle
     name = search.log.split(part.id, axis, middle, part.problem.inputs).view(-1, 2).T.flatten()
-    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2, name, torch.cat([part.more, part.more]) / 2)
+    share, more = (torch.cat([both, both]) / 2 for both in (share, part.more))
+    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), share, name, more)
 
 
 def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, row: Tensor, oracle: Oracle) -> bool:

@@ -18,7 +18,9 @@ TOGETHER = 64
 PIECES = 8
 """Parts of a subtree that are narrowed at once."""
 DEEPEST = 12
-"""Halvings that one box of a certificate may need; a group of which more than TOGETHER parts are open at once is given up."""
+"""Halvings that one box of a certificate may need."""
+MOST_OPEN, MOST_LACKING = 128, 64
+"""Parts of a group that may be open at once before it is given up; boxes of a certificate that are not proved, after which no more are halved."""
 AGAIN = 3
 """Halvings after which the network may be reduced again."""
 
@@ -139,11 +141,13 @@ class BoxProof:
     """What is to be shown on boxes: that no point is in one of the `polytopes`, which are (number, rows).
 
     `anew`: a problem and boxes of it -> the network reduced again over their hull, and the boxes there; None where nothing is gained by it.
+    `deepest`: halvings that a box may need.
     """
 
     polytopes: tuple[tuple[int, slice], ...]
     anew: Callable[[Problem, Boxes], tuple[Problem, Boxes]] | None
     tick: Callable[[], None]
+    deepest: int
 
     def unproved(self, problem: Problem, boxes: Boxes, reduced_at: int = -AGAIN) -> list[Lacking]:
         """What is not proved of boxes; the problem is of a network that was reduced for boxes that were halved `reduced_at` times."""
@@ -163,7 +167,7 @@ class BoxProof:
         if self.anew is not None and depth >= reduced_at + AGAIN and np.median(2 * errors + np.where(boxes.open, best, np.inf).min(1)) > 0:
             return self.unproved(*self.anew(problem, boxes), depth)
         gain = moved * (boxes.upper - boxes.lower)[:, :moved.shape[1]]
-        if len(left) > TOGETHER // 2 or depth >= DEEPEST or not (gain > 0).any(1).all():
+        if len(left) > MOST_OPEN or depth >= self.deepest or not (gain > 0).any(1).all():
             return [
                 Lacking(int(boxes.number[k]), self.polytopes[p][0], float(best[k, p]), float(errors[k])) for k, p in zip(*np.nonzero(boxes.open))
             ]
