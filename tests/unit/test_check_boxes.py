@@ -13,6 +13,7 @@ from tests.small_certificates import check_case
 from tests.soundness.exact_truth import Net, smallest
 from tests.soundness.nets import random_mlp, random_residual, save
 from verifier.certificate import boxes as at_work
+from verifier.certificate.arithmetic import ROUNDED, RUNTIMES
 from verifier.certificate.case import Case
 from verifier.certificate.schema import Record
 from verifier.graph.ir import Graph
@@ -155,3 +156,15 @@ def test_a_broken_rule_of_boxes_accepts_something_false(sabotage: str, tmp_path:
     monkeypatch.setattr(owner, name, lambda *args: change(right(*args)))
     monkeypatch.setattr(at_work, "_together", lambda problem: 4)
     assert accepts_something_false(tmp_path) == (sabotage != "nothing")
+
+
+def test_what_errors_take_is_known_before_a_search() -> None:
+    """y = relu(x) on [0, 1e6] is off by a few roundings of 1e6 in float32, by nothing over the reals."""
+    graph = Mlp(((np.ones((1, 1)), np.zeros(1)), (np.ones((1, 1)), np.zeros(1)))).graph()
+    arrays = {
+        "lower": np.zeros(1), "upper": np.full(1, 1e6), "output": np.ones((1, 1)), "offset": np.zeros(1),
+        "neuron": np.zeros((0, 2), np.int32), "kept": np.zeros(0, np.uint32),
+    }
+    stated = Record("CASE", {"rows": [1], "nodes": []}, arrays)
+    real, single = (Case(graph, stated, RUNTIMES[claim], ROUNDED, 0).lost() for claim in ("real", "float32"))
+    assert real[0] < 1e-6 and 2.0**-24 * 1e6 < single[0] < 64 * 2.0**-24 * 1e6

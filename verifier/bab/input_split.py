@@ -89,17 +89,17 @@ class InputSearch:
         return sum(part.nbytes() for part in self.parts) + sum(problems.values()) + self.log.nbytes()
 
     def reopen(self, lacking: Sequence[tuple[int, int, float]]) -> None:
-        """A checker refuses leaves, in pre-order: (leaf, polytope, what its bound `lacked`). Their halves are open, with a margin of that more.
+        """A checker refuses leaves, in pre-order: (leaf, polytope, the margin that it needs).
 
-        The margin is theirs alone, and half as large on every half: what a bound lacks on a box, it need not lack on the parts.
+        Their halves are open. The margin is theirs alone, and half as large on their own halves: what is lacked on a box, parts may not lack.
         """
-        if self.problem.n == 0 or not all(math.isfinite(lacked) for *_, lacked in lacking):
+        if self.problem.n == 0 or not all(math.isfinite(margin) for *_, margin in lacking):
             self.stuck = True
             return
         leaves, index = walk(self.log.tree, [0]).leaf, sorted({leaf for leaf, *_ in lacking})
         boxes = self._boxes(leaves[index])
-        for leaf, polytope, lacked in lacking:
-            boxes.more[index.index(leaf), self.problem.polytope == polytope] = 3 * lacked
+        for leaf, polytope, margin in lacking:
+            boxes.more[index.index(leaf), self.problem.polytope == polytope] = 2 * margin
         self.parts.append(_halve(self, boxes, (boxes.upper - boxes.lower).argmax(1)))
 
     def _boxes(self, regions: np.ndarray) -> Boxes:

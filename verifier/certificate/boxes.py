@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from verifier.certificate.bound import CHUNK, DEFAULT, RELU, Problem, Rows, activation, bound, center_and_radius, eliminate, recipe
+from verifier.certificate.bound import CHUNK, DEFAULT, RELU, Multipliers, Problem, Rows, activation, bound, center_and_radius, eliminate, recipe
 
 TOGETHER = 64
 """Most boxes that are bounded with one problem."""
 PIECES = 8
 """Parts of a subtree that are narrowed at once."""
 DEEPEST = 12
-"""Halvings that one box of a certificate may need; a group of which more than TOGETHER parts are open at once is given up."""
+"""Halvings that one box of a certificate may need."""
+MOST_OPEN, MOST_LACKING = 128, 64
+"""Parts of a group that may be open at once before it is given up; boxes of a certificate that are not proved, after which no more are halved."""
 AGAIN = 3
 """Halvings after which the network may be reduced again."""
 
@@ -139,11 +141,13 @@ class BoxProof:
     """What is to be shown on boxes: that no point is in one of the `polytopes`, which are (number, rows).
 
     `anew`: a problem and boxes of it -> the network reduced again over their hull, and the boxes there; None where nothing is gained by it.
+    `deepest`: halvings that a box may need.
     """
 
     polytopes: tuple[tuple[int, slice], ...]
     anew: Callable[[Problem, Boxes], tuple[Problem, Boxes]] | None
     tick: Callable[[], None]
+    deepest: int
 
     def unproved(self, problem: Problem, boxes: Boxes, reduced_at: int = -AGAIN) -> list[Lacking]:
         """What is not proved of boxes; the problem is of a network that was reduced for boxes that were halved `reduced_at` times."""
@@ -163,16 +167,20 @@ class BoxProof:
         if self.anew is not None and depth >= reduced_at + AGAIN and np.median(2 * errors + np.where(boxes.open, best, np.inf).min(1)) > 0:
             return self.unproved(*self.anew(problem, boxes), depth)
         gain = moved * (boxes.upper - boxes.lower)[:, :moved.shape[1]]
-        if len(left) > TOGETHER // 2 or depth >= DEEPEST or not (gain > 0).any(1).all():
+        if len(left) > MOST_OPEN or depth >= self.deepest or not (gain > 0).any(1).all():
             return [
                 Lacking(int(boxes.number[k]), self.polytopes[p][0], float(best[k, p]), float(errors[k])) for k, p in zip(*np.nonzero(boxes.open))
             ]
         return self.unproved(_settled(problem, low.min(0), high.max(0)), boxes.halves(gain.argmax(1)), reduced_at)
 
+    def _best(self, found: np.ndarray) -> np.ndarray:
+        """The best of each polytope's rows, `(N, P)` of `(N, S)`."""
+        return np.stack([found[:, rows].max(1) for _, rows in self.polytopes], 1)
+
     def _bounds(self, problem: Problem, boxes: Boxes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The neurons' bounds `(N, U)` and the polytopes' `(N, P)`, by a row of each or by the given combination."""
+        """The neurons' bounds `(N, U)` and the polytopes' `(N, P)`, by a row of each, with several slopes, or by the given combination."""
         low, high, found = box_bounds(problem, boxes.lower, boxes.upper)
-        best = np.stack([found[:, rows].max(1) for _, rows in self.polytopes], 1)
+        best = self._best(found)
         for k, (_, rows) in enumerate(self.polytopes if boxes.weight is not None else ()):
             left = np.nonzero(boxes.open[:, k] & ~(best[:, k] > 0))[0] if rows.stop - rows.start > 1 else []
             if len(left):
@@ -180,6 +188,12 @@ class BoxProof:
                 weight[:, rows] = boxes.weight[left, rows]
                 combined = combined_bounds(problem, weight, (boxes.lower[left], boxes.upper[left]), (low[left], high[left]))
                 best[left, k] = np.fmax(best[left, k], combined)
+        for slope in (0.0, 1.0):
+            left = np.nonzero((boxes.open & ~(best > 0)).any(1))[0]
+            if len(left):
+                given, ends = Multipliers(alpha=np.full(len(problem.b), slope)), (boxes.lower[left], boxes.upper[left])
+                inputs = center_and_radius(problem.arithmetic, *ends)
+                best[left] = np.fmax(best[left], self._best(bound(problem, problem.rows, low[left, None], high[left, None], given, inputs=inputs)))
         best[(boxes.lower > boxes.upper).any(1)] = np.inf  # no point is in it
         return low, high, best
 
@@ -194,10 +208,14 @@ class BoxProof:
             weight[k, self.polytopes[polytope][1]] = 1
         rows, free = problem.rows, len(problem.free)
         nu, _ = recipe(problem, rows, low[:, None], high[:, None], DEFAULT, len(problem.b))
-        a = abs(rows.a + nu @ problem.A)
-        moved = (a + abs(rows.a) + abs(nu) @ abs(problem.A))[..., :free]
-        errors = rows.slack + abs(nu) @ problem.noise + a[..., free:].sum(-1)
-        return (weight[..., None] * moved).sum(1), (weight * errors).max(1)
+        moved = (abs(rows.a + nu @ problem.A) + abs(rows.a) + abs(nu) @ abs(problem.A))[..., :free]
+        return (weight[..., None] * moved).sum(1), (weight * lost(problem, nu)).max(1)
+
+
+def lost(problem: Problem, nu: np.ndarray) -> np.ndarray:
+    """What bounds of the specification's rows with multipliers `nu (..., S, U)` lose to errors, `(..., S)`."""
+    symbols = abs(problem.rows.a + nu @ problem.A)[..., len(problem.free):]
+    return problem.rows.slack + abs(nu) @ problem.noise + symbols.sum(-1)
 
 
 def _together(problem: Problem) -> int:

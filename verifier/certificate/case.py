@@ -8,9 +8,10 @@ from itertools import islice
 
 import numpy as np
 
+from verifier.certificate import boxes as boxes_at_work
 from verifier.certificate.arithmetic import Arithmetic, Rounded, Runtime
-from verifier.certificate.bound import CHUNK, Multipliers, Problem, Rows, bound, eliminate
-from verifier.certificate.boxes import TOGETHER, Boxes, BoxProof, Lacking
+from verifier.certificate.bound import CHUNK, DEFAULT, Multipliers, Problem, Rows, bound, eliminate, recipe
+from verifier.certificate.boxes import TOGETHER, Boxes, BoxProof, Lacking, lost
 from verifier.certificate.reduce import Statement, reduce
 from verifier.certificate.schema import CertificateError, Record
 from verifier.certificate.threads import spread
@@ -37,8 +38,9 @@ class Failure:
     more: tuple[tuple[int, float], ...] = ()
 
     def places(self) -> list[tuple[int, float]]:
-        """All leaves that are known to lack it, with their bounds."""
-        return [(self.leaf or 0, self.bound), *self.more]
+        """The leaves of a tree of boxes that are known to lack it, and a margin that a search may need there: none but for errors."""
+        mends = lambda bound: min(-bound, 2 * self.errors) if np.isfinite(bound) else np.inf  # noqa: E731
+        return [(leaf, mends(bound)) for leaf, bound in [(self.leaf or 0, self.bound), *self.more]]
 
     @property
     def by_errors(self) -> bool:
@@ -94,6 +96,11 @@ class Case:
         """What is proved unless something failed: the box, and each polytope's (output, offset, input)."""
         s = self.statement
         return s.lower, s.upper, [(s.output[rows], s.offset[rows], s.input[rows]) for rows in self._polytopes()]
+
+    def lost(self) -> np.ndarray:
+        """What each row's bound over the case's box loses to errors, `(S,)`: the margin that a search's bounds need, where it is closed there."""
+        problem = self.problem
+        return lost(problem, recipe(problem, problem.rows, problem.lower, problem.upper, DEFAULT, len(problem.b))).astype(float)
 
     def failures(self) -> list[Failure]:
         return list(self.open.values())
@@ -171,7 +178,7 @@ class Case:
         n = self.problem.A.shape[1]
         whole = self.arithmetic.array(-np.ones(n)), self.arithmetic.array(np.ones(n))
         polytopes = tuple((k, rows) for k, rows in enumerate(self._polytopes()) if k in self.open)
-        proof = BoxProof(polytopes, self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None, tick)
+        anew = self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None
         failed: dict[int, dict[int, Lacking]] = {}
         leaves, begin = walk(record, 1, n_in, -1), 0
         while polytopes and (part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]):
@@ -180,6 +187,8 @@ class Case:
             lower, upper = narrowed(*whole, scaled)
             own = None if weight is None else weight[begin:begin + len(part)]
             boxes = Boxes.leaves((lower, upper), begin, shared(part), len(polytopes), own)
+            deepest = boxes_at_work.DEEPEST if max(map(len, failed.values()), default=0) < boxes_at_work.MOST_LACKING else 0
+            proof = BoxProof(polytopes, anew, tick, deepest)
             for found in spread(partial(proof.unproved, self.problem), list(boxes.subtrees(max(1, min(TOGETHER, len(part) // 8))))):
                 for lacking in found:
                     failed.setdefault(lacking.polytope, {}).setdefault(lacking.leaf, lacking)

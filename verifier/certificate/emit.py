@@ -183,7 +183,7 @@ def reopen(by: Search | InputSearch, failures: list[Failure]) -> None:
         failures: what the checker said of its records.
     """
     if isinstance(by, InputSearch):  # one tree for all polytopes
-        by.reopen([(leaf, failure.polytope, -bound) for failure in failures for leaf, bound in failure.places()])
+        by.reopen([(leaf, failure.polytope, margin) for failure in failures for leaf, margin in failure.places()])
         return
     for failure in failures:
         by.reopen(failure.polytope, failure.leaf or 0, -failure.bound)
