@@ -1,6 +1,7 @@
 """BOXS records: weighted sums prove what no row proves alone, boxes that fail are halved, and what no halving proves is a failure."""
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.small_certificates import check_case
 from tests.soundness.exact_truth import Net, smallest
 from tests.soundness.nets import random_mlp, random_residual, save
 from verifier.certificate import boxes as at_work
+from verifier.certificate.case import Case
 from verifier.certificate.schema import Record
 from verifier.graph.ir import Graph
 from verifier.graph.onnx_load import load_onnx
@@ -50,7 +52,8 @@ def test_rows_are_summed_by_their_weights(
 def test_what_a_box_does_not_prove_its_halves_may(offset: float, proved: bool, claim: str) -> None:
     """On either half of [-1, 1] one of the rows says it alone."""
     graph, stated = case(offset)
-    assert not check_case(graph, [stated, boxes(None)], claim) == proved
+    failures = check_case(graph, [stated, boxes(None)], claim)
+    assert bool(failures) is not proved
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,44 @@ def test_boxes_prove_what_is_true_and_nothing_else(
         }
         failures = check_case(load_onnx(save(net, tmp_path / "net.onnx")), [Record("CASE", {"rows": [1], "nodes": []}, arrays), tree], claim)
         assert (not failures) == proved
+
+
+def accepts_something_false(folder: Path) -> bool:
+    """Whether a polytope that is reached by a hair is called excluded, for some network and tree, real or float32."""
+    for seed in range(12):
+        net, least, row = truth(seed)
+        graph = load_onnx(save(net, folder / f"{seed}.onnx"))
+        arrays = {
+            "lower": -np.ones(net.n_in), "upper": np.ones(net.n_in), "output": row[None], "offset": np.array([least]),
+            "neuron": np.zeros((0, 2), np.int32), "kept": np.zeros(0, np.uint32),
+        }
+        tree = random_tree(np.random.default_rng(seed), net.n_in, 30)
+        if any(not check_case(graph, [Record("CASE", {"rows": [1], "nodes": []}, arrays), tree], claim) for claim in ("real", "float32")):
+            return True
+    return False
+
+
+def smaller(boxes: at_work.Boxes) -> at_work.Boxes:
+    middle = (boxes.lower + boxes.upper) / 2
+    return replace(boxes, lower=(boxes.lower + middle) / 2, upper=(boxes.upper + middle) / 2)
+
+
+SABOTAGES = {
+    "nothing": (at_work.Boxes, "hull", lambda found: found),
+    "half of the halves": (at_work.Boxes, "halves", lambda found: found.take(slice(1, None, 2))),
+    "halves that leave a gap": (at_work.Boxes, "halves", smaller),
+    "halves that count as proved": (at_work.Boxes, "halves", lambda found: replace(found, open=found.open & False)),
+    "a hull that is one corner": (at_work.Boxes, "hull", lambda ends: (ends[0], ends[0])),
+    "a subtree without its last piece": (at_work.Boxes, "subtrees", lambda found: list(found)[:-1]),
+    "neurons' bounds of less than the boxes": (at_work, "box_bounds", lambda found: (found[0] + 0.1, found[1] - 0.1, found[2])),
+    "a network reduced over the boxes, which are less of it": (Case, "_anew", lambda found: (found[0], smaller(found[1]))),
+}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_a_broken_rule_of_boxes_accepts_something_false(sabotage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, change = SABOTAGES[sabotage]
+    right = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: change(right(*args)))
+    monkeypatch.setattr(at_work, "_together", lambda problem: 4)
+    assert accepts_something_false(tmp_path) == (sabotage != "nothing")

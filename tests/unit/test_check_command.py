@@ -126,7 +126,7 @@ def test_a_network_that_onnxruntime_computes_otherwise_is_refused(files, capsys,
 
 def test_the_checker_needs_no_torch(files) -> None:
     code = (
-        "import sys; sys.modules['onnxruntime'] = None; sys.modules['torch'] = None; from verifier.cli import run; code = run(['check', *sys.argv[1:]]); "
+        "import sys; sys.modules.update(onnxruntime=None, torch=None); from verifier.cli import run; code = run(['check', *sys.argv[1:]]); "
         "print(code, sorted({'scipy', 'verifier.spec.normal', 'verifier.bab.driver', 'verifier.reduced'} & set(sys.modules)))"
     )
     root = Path(verifier.__file__).parent.parent

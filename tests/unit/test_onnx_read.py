@@ -141,7 +141,8 @@ CONSTANT_BOMBS = {
     "concatenated": [N("ConstantOfShape", ["s"], ["a"]), N("Concat", ["a"] * 30, ["b"], axis=0), N("ReduceSum", ["b"], ["c"], keepdims=0)],
     "one by one": [*(N("ConstantOfShape", ["t"], [f"a{k}"]) for k in range(9)), N("Sum", [f"a{k}" for k in range(9)], ["b"]),
                    N("ReduceSum", ["b"], ["c"], keepdims=0)],
-    "broadcast": [N("ConstantOfShape", ["r"], ["a"]), N("Transpose", ["a"], ["t_"]), N("Add", ["a", "t_"], ["b"]), N("ReduceSum", ["b"], ["c"], keepdims=0)],
+    "broadcast": [N("ConstantOfShape", ["r"], ["a"]), N("Transpose", ["a"], ["t_"]), N("Add", ["a", "t_"], ["b"]),
+                  N("ReduceSum", ["b"], ["c"], keepdims=0)],
     "outer product": [N("ConstantOfShape", ["r"], ["a"]), N("Transpose", ["a"], ["t_"]), N("MatMul", ["t_", "a"], ["b"]),
                       N("ReduceSum", ["b"], ["c"], keepdims=0)],
 }
@@ -151,7 +152,7 @@ CONSTANT_BOMBS = {
 def test_constants_that_fill_the_memory_are_refused_before(name: str, tmp_path: Path) -> None:
     sizes = {"s": np.int64([2**24]), "t": np.int64([2**22 + 2**21]), "r": np.int64([1, 2**16])}
     path = saved(model([*CONSTANT_BOMBS[name], N("Mul", ["x", "c"], ["y"])], (1, 2), sizes), tmp_path)
-    with pytest.raises(VerifierError, match="more than .* values in all"):
+    with pytest.raises(VerifierError, match=r"more than .* values in all"):
         load_onnx(path)
 
 
@@ -180,7 +181,8 @@ KINDS = {
     "half weights cast": (model([N("Cast", ["w"], ["v"], to=1), N("MatMul", ["x", "v"], ["y"])], (1, 2), {"w": HALF}), "float32"),
     "double": (model([N("MatMul", ["x", "w"], ["y"])], (1, 2), {"w": WEIGHT.astype(np.float64)}, kind=TensorProto.DOUBLE), "float64"),
     "half": (model([N("MatMul", ["x", "w"], ["y"])], (1, 2), {"w": HALF}, kind=TensorProto.FLOAT16), "float16"),
-    "half, then float32": (model([N("Cast", ["x"], ["z"], to=1), N("MatMul", ["z", "w"], ["y"])], (1, 2), {"w": WEIGHT}, kind=TensorProto.FLOAT16), "float32"),
+    "half, then float32": (model([N("Cast", ["x"], ["z"], to=1), N("MatMul", ["z", "w"], ["y"])], (1, 2), {"w": WEIGHT}, kind=TensorProto.FLOAT16),
+                           "float32"),
     "double, rounded": (model([N("Cast", ["x"], ["z"], to=1), N("MatMul", ["z", "w"], ["y"])], (1, 2), {"w": WEIGHT}, kind=TensorProto.DOUBLE), None),
     "two types": (model([N("MatMul", ["x", "w"], ["a"]), N("Cast", ["a"], ["b"], to=11), N("Mul", ["b", "b"], ["y"])], (1, 2), {"w": WEIGHT}), None),
 }

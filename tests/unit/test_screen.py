@@ -81,11 +81,9 @@ def test_what_float32_hides_is_not_proved() -> None:
     """1e9 relu(x) - 1e9 relu(x) + 1: one over the reals, anything as float32 computes it."""
     mlp = Mlp(((np.ones((2, 1)), np.zeros(2)), (np.array([[1e9, -1e9]]), np.ones(1))))
     case = Case(np.array([0.5]), np.array([1.0]), (Polytope(np.ones((1, 1)), np.zeros(1)),))
-    screened = Screen(graph_of(mlp))
+    screened = Screen(replace(graph_of(mlp), arithmetic="float32"))
     assert screened.arithmetic == "float32" and screened.prove([case], 10.0).engine == [""]
-    screened = Screen(graph_of(mlp))
-    screened.arithmetic = "real"
-    assert screened.prove([case], 10.0).engine == ["CROWN-IBP"]
+    assert Screen(replace(graph_of(mlp), arithmetic="float32"), wanted="real").prove([case], 10.0).engine == ["CROWN-IBP"]
 
 
 def test_what_is_proved_has_its_bound() -> None:

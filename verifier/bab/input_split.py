@@ -245,7 +245,8 @@ def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
     left[at, axis] = middle
     right[at, axis] = middle
     name = search.log.split(part.id, axis, middle, part.problem.inputs).view(-1, 2).T.flatten()
-    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), torch.cat([share, share]) / 2, name, torch.cat([part.more, part.more]) / 2)
+    both = lambda t: torch.cat([t, t]) / 2  # noqa: E731
+    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), both(share), name, both(part.more))
 
 
 def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, row: Tensor, oracle: Oracle) -> bool:

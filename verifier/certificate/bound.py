@@ -106,13 +106,10 @@ class Problem:
         u, end = len(self.b), len(self.b) + len(name)
         W = np.zeros((end, end), self.W.dtype)
         W[:u, :u], W[u:, :u] = self.W, rows.w
-        new = {"A": rows.a, "b": rows.b, "noise": rows.slack, "lower": lower, "upper": upper, "name": name}
+        new = {"b": rows.b, "noise": rows.slack, "lower": lower, "upper": upper, "name": name}
         joined = {key: np.concatenate([getattr(self, key), value]) for key, value in new.items()}
-        return replace(self, W=W, blocks=(*self.blocks, Block(u, end, kind)), **joined)._knowing(self)
-
-    def with_inputs(self, count: int) -> Problem:
-        """With `count` more inputs that no neuron reads yet."""
-        return replace(self, A=np.concatenate([self.A, np.zeros((len(self.A), count), self.A.dtype)], 1))
+        A = np.concatenate([widened(self.A, rows.a.shape[1]), rows.a])
+        return replace(self, A=A, W=W, blocks=(*self.blocks, Block(u, end, kind)), **joined)._knowing(self)
 
     def neurons(self, index: np.ndarray, sign: np.ndarray) -> Rows:
         """sign * z of the neurons `index (K,)`."""
@@ -167,6 +164,11 @@ class Multipliers(NamedTuple):
 DEFAULT = Multipliers()
 
 
+def widened(A: np.ndarray, count: int) -> np.ndarray:
+    """With zeros for inputs that are new."""
+    return np.concatenate([A, np.zeros((len(A), count - A.shape[1]), A.dtype)], 1) if count > A.shape[1] else A
+
+
 def _over_box(a: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
     if inputs is None:
         return -abs(a).sum(-1)
@@ -219,18 +221,18 @@ def proved(
     c = c if known else np.broadcast_to(rows.w[..., :stop], nu.shape).copy()
     total = rows.b + nu @ problem.b[:stop] - abs(nu) @ problem.noise[:stop]
     for (start, end, _), reads in zip(problem.blocks, problem.reads):
-        if end <= stop:
+        if end <= stop and nu[..., start:end].any():
             a[..., :reads] += times(nu[..., start:end], problem.A[start:end, :reads])
             if not known:
                 c[..., :start] += times(nu[..., start:end], problem.W[start:end, :start])
     for start, end, kind in problem.blocks:
-        if end <= stop:
-            at = (..., slice(start, end))
+        at = (..., slice(start, end))
+        if end <= stop and (nu[at].any() or c[at].any()):
             total = total + minimum(kind, c[at], nu[at], lower[at], upper[at]).sum(-1)
     total = total + problem.least(a, inputs)
     h, size = (part[:stop] for part in problem.sizes)
     terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ (size + problem.noise[:stop]) + rows.slack
-    total = total - rows.slack - arithmetic.room(8 * (stop + problem.A.shape[1] + 16), terms)
+    total = total - rows.slack - arithmetic.room(8 * (stop + a.shape[-1] + 16), terms)
     sane = (abs(total) < HUGE) & (abs(c) < HUGE).all(-1) & (abs(nu) < HUGE).all(-1)  # NaN is not
     return np.where((lower[..., :stop] > upper[..., :stop]).any(-1), np.inf, np.where(sane, total, -np.inf))
 
@@ -242,9 +244,10 @@ def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, g
     nu = np.empty_like(c)
     pick = lambda part, at: None if part is None else part[..., at]  # noqa: E731
     for start, end, kind in reversed(problem.blocks):
-        if end > stop:
-            continue
         at = slice(start, end)
+        if end > stop or (given.nu is None and given.beta is None and not c[..., at].any()):
+            nu[..., at] = 0  # nothing depends on the block
+            continue
         below, above = slopes(kind, lower[..., at], upper[..., at], pick(given.alpha, at))
         nu[..., at] = c[..., at] * np.where(c[..., at] > 0, below, above)
         if given.beta is not None:

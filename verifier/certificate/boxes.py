@@ -193,7 +193,7 @@ class BoxProof:
         for k, polytope in enumerate(worst):
             weight[k, self.polytopes[polytope][1]] = 1
         rows, free = problem.rows, len(problem.free)
-        nu = recipe(problem, rows, low[:, None], high[:, None], DEFAULT, len(problem.b))
+        nu, _ = recipe(problem, rows, low[:, None], high[:, None], DEFAULT, len(problem.b))
         a = abs(rows.a + nu @ problem.A)
         moved = (a + abs(rows.a) + abs(nu) @ abs(problem.A))[..., :free]
         errors = rows.slack + abs(nu) @ problem.noise + a[..., free:].sum(-1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from verifier.certificate.affine import Affine, align, is_affine, windows
 from verifier.certificate.arithmetic import FLOAT32, LARGEST, LONGEST, Arithmetic, Exact, Runtime
-from verifier.certificate.bound import RELU, Ball, Problem, Rows, activation, bound_both_sides, center_and_radius
+from verifier.certificate.bound import RELU, Ball, Problem, Rows, activation, bound_both_sides, center_and_radius, widened
 from verifier.certificate.threads import spread
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
@@ -274,8 +274,6 @@ class _Builder:
     def _symbols(self, low: np.ndarray, high: np.ndarray, neurons: bool) -> None:
         self.low, self.high = np.concatenate([self.low, low]), np.concatenate([self.high, high])
         self.is_neuron = np.concatenate([self.is_neuron, np.full(len(low), neurons)])
-        if not neurons and len(low):
-            self.problem = self.problem.with_inputs(len(low))
 
     def finish(self, value: Value, source: Value) -> Problem:
         """The problem with the statement's rows output @ y + input @ x - offset."""
@@ -288,7 +286,8 @@ class _Builder:
         stated = (abs(output) @ value.most + abs(given) @ source.most + abs(offset)) * array(2.0**-52)  # decimals of the property, as floats
         terms = output.shape[1] + given.shape[1] + EXTRA_TERMS
         slack = self.arithmetic.up(stated + abs(output) @ value.error + abs(given) @ source.error + self.arithmetic.room(terms, size))
-        return replace(self.problem, rows=Rows(rows[:, 1:][:, self.is_neuron], rows[:, 1:][:, ~self.is_neuron], rows[:, 0], slack))
+        w, a = (rows[:, 1:][:, which] for which in (self.is_neuron, ~self.is_neuron))
+        return replace(self.problem, A=widened(self.problem.A, a.shape[1]), rows=Rows(w, a, rows[:, 0], slack))
 
 
 EXTRA_TERMS = 8

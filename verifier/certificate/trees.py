@@ -6,6 +6,7 @@ sequence covers its root, whatever the numbers in it are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def splits(path: Path) -> list[tuple[int, int, float]]:
 def shared(paths: list[list[tuple[int, int, float]]]) -> np.ndarray:
     """How many cuts each path begins with that the one before it has too."""
     found = np.zeros(len(paths), int)
-    for leaf, (before, path) in enumerate(zip(paths, paths[1:]), 1):
+    for leaf, (before, path) in enumerate(pairwise(paths), 1):
         found[leaf] = next((k for k, (one, other) in enumerate(zip(before, path)) if one != other), min(len(before), len(path)))
     return found
 

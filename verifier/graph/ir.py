@@ -1,7 +1,8 @@
 """Graph and Node: the network, frozen, topologically ordered, with no bounds stored on it.
 
 Shapes. A node's `shape` is exactly the shape that ONNX gives its value for one sample (a dynamic dimension counts as 1), so a leading 1 that
-ONNX calls the batch is part of it; but a value without dimensions has the shape (1,). Execution and bounds put one more dimension in front, the batch of this package: `(B, *node.shape)`. All axes
+ONNX calls the batch is part of it; but a value without dimensions has the shape (1,).
+Execution and bounds put one more dimension in front, the batch of this package: `(B, *node.shape)`. All axes
 and permutations in attributes count from `node.shape`'s first dimension and are non-negative.
 
 Vocabulary (op: constants; attributes). `x` is the first input.

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 
 class ProofFolder:
-    """Properties and certificates of one network's images, about one arithmetic ("auto": its own, or the reals); image k of a run is `first` + k there.
+    """Properties and certificates of one network's images, about one arithmetic ("auto": its own, or the reals).
+
+    Image k of a run is number `first` + k there.
 
     Files of another model, property or arithmetic are never replaced or removed unless `overwrite` says so.
 
