@@ -166,9 +166,13 @@ RUN: dict[str, Callable[[Unit, Path, Found], None]] = {
 
 
 def run_unit(unit: Unit, folder: Path) -> Found:
+    """The unit's counts; an exception that is no refusal ends the unit and is wrong."""
     found = Found()
     with np.errstate(all="ignore"):
-        RUN[unit.part](unit, folder, found)
+        try:
+            RUN[unit.part](unit, folder, found)
+        except verdicts.CRASHES as error:
+            found.wrong.append(f"{unit.name}: {type(error).__name__}: {error}")
     return found
 
 

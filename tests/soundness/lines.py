@@ -70,9 +70,9 @@ LINES = (
     Line(R + "combined", "abs(f) * v[k]", "v[k] * (abs(f) if k > 1 else 0)", "absorbed"),
     Line(R + "combined", "columns[0] = columns[0] + shift", "columns[0] = columns[0]", "mixed"),
     Line("reduce:_leaky", "builder.computed(value, 1, abs(slope) * inputs[0].most)", "value", "one node"),
-    Line("reduce:_product", "builder.computed(value, 1, x.most * y.most)", "value", "absorbed"),
+    Line("reduce:_product", "builder.computed(value, 1, x.most * y.most)", "value", "one node"),
     Line("reduce:_product", "(0.25, plus), (-0.25, minus)", "(0.25, plus), (0.25, minus)", "products"),
-    Line("reduce:_max_pool", "(1.0, b), (-1.0, a)", "(1.0, b), (-0.99, a)", "twins"),
+    Line("reduce:_max_pool", "(1.0, a), (1.0, builder.activate", "(1.0, a), (0.9, builder.activate", "twins"),
     Line("reduce:_smooth", "builder.off(value, builder.runtime.transcendental)", "value", "smooth"),
     # Bounds of values, and what becomes of neurons.
     Line(R + "bounds", "size) + value.error)", "size) + 0 * value.error)", "mixed"),

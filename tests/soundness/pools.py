@@ -46,21 +46,15 @@ def _attempts(found: Iterator[Attempt], folder: Path) -> Iterator[Item]:
 
 
 def one_node() -> Iterator[Attempt]:
-    """A single operation on inputs without an error: what that one operation rounds."""
-    random = np.random.default_rng(5)
+    """A single operation on an input without an error: what that one operation rounds."""
+    random, slope = np.random.default_rng(5), float(np.float32(0.1))
     for k in range(12):
-        x = single(random.uniform(1, 2, 2))
-        nets_ = {
-            "leaky": Net(2, (Step("leaky", (0,), numbers=(float(np.float32(0.1)),)), affine(1, [[1.0, 0.0]], [0.0]))),
-            "product": Net(2, (affine(0, [[1.0, 0.0]], [0.0]), affine(0, [[0.0, 1.0]], [0.0]), Step("mul", (1, 2)))),
-            "sum": Net(2, (affine(0, [[0.0, 2.0**-9]], [0.0]), affine(0, [[1.0, 0.0]], [0.0]), Step("add", (1, 2)))),
-        }
-        for name, net in nets_.items():
-            point = single(-x if name == "leaky" else x)
-            sides = [Fraction(float(v)) for v in point]
-            value = sides[0] * Fraction(float(np.float32(0.1))) if name == "leaky" else sides[0] * sides[1] if name == "product" else None
+        x = float(np.float32(random.uniform(1, 2)))
+        leaky, square = Net(1, (Step("leaky", (0,), numbers=(slope,)),)), Net(1, (Step("mul", (0, 0)),))
+        for name, net, point, value in (("leaky", leaky, -x, -Fraction(slope) * Fraction(x)), ("square", square, x, Fraction(x) ** 2)):
+            side = [Fraction(point)]
             for row in ([1], [-1]):
-                yield from broken(name, f"{name} {k}, {row[0]:+}", net, sides, sides, row, point[None], None if value is None else row[0] * value)
+                yield from broken(name, f"{name} {k}, {row[0]:+}", net, side, side, row, np.array([[point]]), row[0] * value)
 
 
 def smooth(folder: Path) -> Iterator[Attempt]:
@@ -68,7 +62,7 @@ def smooth(folder: Path) -> Iterator[Attempt]:
     folder.mkdir(parents=True, exist_ok=True)
     x = single(np.random.default_rng(3).uniform(-4, 4, 400))
     for kind in ("sigmoid", "tanh"):
-        net = Net(1, (Step(kind, (0,)), affine(1, [[1.0]], [0.0])))
+        net = Net(1, (Step(kind, (0,)),))
         session = onnxruntime.InferenceSession(str(save(net, folder / "net.onnx")), providers=["CPUExecutionProvider"])
         y = np.array([session.run(None, {"x": np.array([[v]], np.float32)})[0][0, 0] for v in x], float)
         exact = 0.5 + 0.5 * np.tanh(x / 2) if kind == "sigmoid" else np.tanh(x)
