@@ -181,7 +181,7 @@ def units(share: float) -> Iterator[Unit]:
     plan = [
         *(("problems", kind, 900, 15) for kind in drawn.FAMILIES), *(("pairs", kind, 120, 6) for kind in pairs.SPELLINGS),
         ("balls", "l1 and l2", 400, 20), ("false claims", "mixed", 600, 10), ("false claims", "absorbed", 1400, 40),
-        ("false claims", "tiny", 150, 20),
+        ("false claims", "tiny", 150, 20), ("false claims", "opened", 300, 30),
         *(("mutants", kind, 2, 1) for kind in ARITHMETICS), *(("mutants of the prover's", kind, 2, 1) for kind in ARITHMETICS),
         *(("made to fool", kind, 15 if kind.startswith(SEEDED) else 1, 1) for kind in FAMILIES),
         *(("agreement", kind, 5, 1) for kind in ARITHMETICS), *(("command line", kind, 4, 1) for kind in drawn.FAMILIES),

@@ -117,7 +117,7 @@ def stepped(parts: list[Part]) -> tuple[Part, ...]:
 def pool(name: str, folder: Path) -> Iterator[Item]:
     """All certificates of a pool."""
     if name in adversary.FAMILIES:
-        count = {"mixed": 130, "absorbed": 140, "tiny": 16}[name]
+        count = {"mixed": 130, "absorbed": 140, "tiny": 16, "opened": 60}[name]
         yield from _attempts((a for seed in range(count) for a in adversary.FAMILIES[name](seed)), folder)
     elif name == "twins":
         for k, s in enumerate(s for seed in (0, 1) for arithmetic in ("real", "float32") for s in subjects(seed, arithmetic) if not s.true):
@@ -132,4 +132,4 @@ def pool(name: str, folder: Path) -> Iterator[Item]:
         yield from _attempts({"one node": one_node, "smooth": lambda: smooth(folder / "s"), "products": products, "steps": steps}[name](), folder)
 
 
-POOLS = ("twins", "mixed", "absorbed", "tiny", "one node", "smooth", "products", "steps", "traps")
+POOLS = ("twins", "mixed", "absorbed", "tiny", "opened", "one node", "smooth", "products", "steps", "traps")
