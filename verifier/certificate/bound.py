@@ -21,7 +21,7 @@ from verifier.certificate.threads import spread
 RELU = "relu"
 HUGE = 2.0**400
 """Multipliers and coefficients beyond this prove nothing: no product of what is below it overflows."""
-CHUNK = 2**19
+CHUNK = 2**18
 """Numbers in one array of multipliers: small enough to stay in a processor's cache."""
 
 
@@ -241,15 +241,15 @@ def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, g
     """nu `(..., K, stop)` by CROWN's backward pass with the given multipliers, which need not be right, and c = w + nu W in float64."""
     lower, upper, w, W = (np.asarray(part[..., :stop], np.float64) for part in (lower, upper, rows.w, problem.W))
     c = np.broadcast_to(w, np.broadcast_shapes(w.shape, lower.shape)).copy()
-    nu = np.empty_like(c)
+    nu = np.zeros_like(c)
     pick = lambda part, at: None if part is None else part[..., at]  # noqa: E731
     for start, end, kind in reversed(problem.blocks):
         at = slice(start, end)
         if end > stop or (given.nu is None and given.beta is None and not c[..., at].any()):
-            nu[..., at] = 0  # nothing depends on the block
-            continue
-        below, above = slopes(kind, lower[..., at], upper[..., at], pick(given.alpha, at))
-        nu[..., at] = c[..., at] * np.where(c[..., at] > 0, below, above)
+            continue  # nothing depends on the block
+        if given.nu is None or not given.given[at].all():
+            below, above = slopes(kind, lower[..., at], upper[..., at], pick(given.alpha, at))
+            nu[..., at] = c[..., at] * np.where(c[..., at] > 0, below, above)
         if given.beta is not None:
             nu[..., at] -= given.beta[..., at]
         if given.nu is not None:

@@ -202,8 +202,10 @@ class _Builder:
         """sum of factor * value + shift, exactly up to this arithmetic's rounding; factors broadcast to the values' shape."""
         factors, values = [self.arithmetic.array(f) for f, _ in parts], [self.grown(v) for _, v in parts]
         shift = self.arithmetic.array(shift)
-        columns = sum(f * v.columns for f, v in zip(factors, values))
-        columns[0] = columns[0] + shift
+        columns = values[0].columns * factors[0]
+        for f, v in zip(factors[1:], values[1:]):
+            columns += v.columns if f.ndim == 0 and f == 1 else f * v.columns
+        columns[0] += shift
         error, size, most = (sum(abs(f) * v[k] for f, v in zip(factors, values)) for k in (1, 2, 3))
         size, most = self.arithmetic.up(size + abs(shift)), self.arithmetic.up(most + abs(shift))
         return Value(columns, self.arithmetic.up(error + self.arithmetic.room(len(parts) + EXTRA_TERMS, size)), size, most)
