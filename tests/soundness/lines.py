@@ -87,7 +87,6 @@ LINES = (
     Line(R + "activate", "appended(rows, lower[index]", "appended(rows, 0.9 * lower[index]", "twins"),
     Line(R + "finish", "stated + abs(output) @ value.error", "stated + 0 * abs(output) @ value.error", "absorbed"),
     Line(R + "finish", "rows[:, 0] = rows[:, 0] - offset", "rows[:, 0] = rows[:, 0] - offset * (1 - 1e-6)", "mixed"),
-    Line(R + "finish", "* array(2.0**-52)", "* array(0.0)", "traps"),
     # The proof rule.
     Line(B + "proved", "- abs(nu) @ problem.noise[:stop]", "", "opened"),
     Line(B + "proved", "- abs(nu) @ problem.noise[:stop]", "+ abs(nu) @ problem.noise[:stop]", "opened"),
@@ -127,6 +126,8 @@ LINES = (
 SURVIVORS = (
     Line(R + "bounds", "center - reach[0] - room", "center - reach[0]", "mixed"),
     Line(B + "eliminate", "error[:] = arithmetic.up(error + own)", "pass", "steps"),
+    Line(R + "finish", "* array(2.0**-52)", "* array(0.0)", "traps"),
 )
 """What no pool sees. The first: a ReLU passes on no more than its argument's error, so an interval that lacks it below is right all the same but for
-chords. The second: needs noise of a neuron that only a lemma shows to be active; tests/unit covers the sum itself."""
+chords. The second: needs noise of a neuron that only a lemma shows to be active; tests/unit covers the sum itself.
+The third: coefficients that are no binary64 numbers, which claims of small integers do not have."""
