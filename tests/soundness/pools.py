@@ -46,21 +46,15 @@ def _attempts(found: Iterator[Attempt], folder: Path) -> Iterator[Item]:
 
 
 def one_node() -> Iterator[Attempt]:
-    """A single operation on inputs without an error: what that one operation rounds."""
-    random = np.random.default_rng(5)
+    """A single operation on an input without an error: what that one operation rounds."""
+    random, slope = np.random.default_rng(5), float(np.float32(0.1))
     for k in range(12):
-        x = single(random.uniform(1, 2, 2))
-        nets_ = {
-            "leaky": Net(2, (Step("leaky", (0,), numbers=(float(np.float32(0.1)),)), affine(1, [[1.0, 0.0]], [0.0]))),
-            "product": Net(2, (affine(0, [[1.0, 0.0]], [0.0]), affine(0, [[0.0, 1.0]], [0.0]), Step("mul", (1, 2)))),
-            "sum": Net(2, (affine(0, [[0.0, 2.0**-9]], [0.0]), affine(0, [[1.0, 0.0]], [0.0]), Step("add", (1, 2)))),
-        }
-        for name, net in nets_.items():
-            point = single(-x if name == "leaky" else x)
-            sides = [Fraction(float(v)) for v in point]
-            value = sides[0] * Fraction(float(np.float32(0.1))) if name == "leaky" else sides[0] * sides[1] if name == "product" else None
+        x = float(np.float32(random.uniform(1, 2)))
+        leaky, square = Net(1, (Step("leaky", (0,), numbers=(slope,)),)), Net(1, (Step("mul", (0, 0)),))
+        for name, net, point, value in (("leaky", leaky, -x, -Fraction(slope) * Fraction(x)), ("square", square, x, Fraction(x) ** 2)):
+            side = [Fraction(point)]
             for row in ([1], [-1]):
-                yield from broken(name, f"{name} {k}, {row[0]:+}", net, sides, sides, row, point[None], None if value is None else row[0] * value)
+                yield from broken(name, f"{name} {k}, {row[0]:+}", net, side, side, row, np.array([[point]]), row[0] * value)
 
 
 def smooth(folder: Path) -> Iterator[Attempt]:
@@ -68,7 +62,7 @@ def smooth(folder: Path) -> Iterator[Attempt]:
     folder.mkdir(parents=True, exist_ok=True)
     x = single(np.random.default_rng(3).uniform(-4, 4, 400))
     for kind in ("sigmoid", "tanh"):
-        net = Net(1, (Step(kind, (0,)), affine(1, [[1.0]], [0.0])))
+        net = Net(1, (Step(kind, (0,)),))
         session = onnxruntime.InferenceSession(str(save(net, folder / "net.onnx")), providers=["CPUExecutionProvider"])
         y = np.array([session.run(None, {"x": np.array([[v]], np.float32)})[0][0, 0] for v in x], float)
         exact = 0.5 + 0.5 * np.tanh(x / 2) if kind == "sigmoid" else np.tanh(x)
@@ -123,7 +117,7 @@ def stepped(parts: list[Part]) -> tuple[Part, ...]:
 def pool(name: str, folder: Path) -> Iterator[Item]:
     """All certificates of a pool."""
     if name in adversary.FAMILIES:
-        count = {"mixed": 130, "absorbed": 140, "tiny": 16}[name]
+        count = {"mixed": 130, "absorbed": 140, "tiny": 16, "opened": 60}[name]
         yield from _attempts((a for seed in range(count) for a in adversary.FAMILIES[name](seed)), folder)
     elif name == "twins":
         for k, s in enumerate(s for seed in (0, 1) for arithmetic in ("real", "float32") for s in subjects(seed, arithmetic) if not s.true):
@@ -138,4 +132,4 @@ def pool(name: str, folder: Path) -> Iterator[Item]:
         yield from _attempts({"one node": one_node, "smooth": lambda: smooth(folder / "s"), "products": products, "steps": steps}[name](), folder)
 
 
-POOLS = ("twins", "mixed", "absorbed", "tiny", "one node", "smooth", "products", "steps", "traps")
+POOLS = ("twins", "mixed", "absorbed", "tiny", "opened", "one node", "smooth", "products", "steps", "traps")

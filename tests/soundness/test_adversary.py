@@ -26,7 +26,7 @@ def accepted(count: int, folder: Path) -> tuple[list[str], Counter[str]]:
 def test_no_false_claim_is_accepted(tmp_path: Path) -> None:
     wrong, tried = accepted(COUNT, tmp_path)
     assert wrong == []
-    assert tried.total() >= COUNT and min(tried.values()) >= 30
+    assert tried.total() >= COUNT and min(tried.values()) >= 15
 
 
 def test_the_claims_are_false(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_the_claims_are_false(tmp_path: Path) -> None:
 def is_false(attempt: Attempt) -> bool:
     if "real" in attempt.arithmetics:
         return not holds(attempt.net, attempt.claim)
-    point = [[float(v) for v in attempt.claim.lower]]
+    point = [[float(v) for v in attempt.claim.upper]]
     (polytope,) = attempt.claim.polytopes
     outputs = [worst(attempt.net, point, polytope[0][0]), *(runs(attempt.net, point, name) for name in ORDERS)]
-    return attempt.claim.lower == attempt.claim.upper and any(reaches(polytope, y[0]) for y in outputs)
+    return any(reaches(polytope, y[0]) for y in outputs)

@@ -21,6 +21,10 @@ TIMEOUT_S = {True: 10.0, False: 1.0}
 """Of problems that have to be decided, and of others."""
 
 
+CRASHES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What nobody should ever see."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """`answer`: unsat, sat, unknown or refused; `wrong`: why it is, empty where it is not. `proved`: the arithmetic of an unsat."""
@@ -51,7 +55,7 @@ def asked(problem: Problem, folder: Path, timeout_s: float | None = None) -> Out
         verdict = verifier.verify(graph, spec, verifier.Config(timeout_s=timeout_s or TIMEOUT_S[problem.clear], device="cpu"))
     except VerifierError as error:
         return Outcome(*base, "refused", sentence=str(error))
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except CRASHES as error:
         return Outcome(*base, "crash", wrong=f"{type(error).__name__}: {error}"[:300])
     return judged(problem, verdict)
 
