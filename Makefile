@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo quick test test-all lint
+.PHONY: install demo quick test test-all battery lint
 
 install: $(INSTALLED)
 
@@ -27,6 +27,10 @@ test: install
 
 test-all: install
 	CI=true $(RUN) -m pytest
+
+# More than 20,000 cases of soundness on all cores; Ctrl-C keeps what is done, and the same command goes on.
+battery: install
+	$(RUN) -m benchmarks.battery
 
 lint: install
 	$(RUN) -m ruff check .

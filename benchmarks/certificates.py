@@ -1,9 +1,9 @@
 """Proofs over a VNN-COMP folder: which arithmetic they are about, what they cost beside an earlier version, and that a stranger's check accepts them.
 
-python -m benchmarks.certificates run --families acasxu,test --timeout 60 --before /path/to/earlier/bin/python
+python -m benchmarks.certificates run --families acasxu,test --timeout 60 --before /path/to/earlier/bin/verifier
 python -m benchmarks.certificates table
 
-Every instance that is expected to be safe is proved, its certificate is kept and checked by a process of its own. `--before` names the interpreter
+Every instance that is expected to be safe is proved, its certificate is kept and checked by a process of its own. `--before` names the command
 of an earlier version, which then runs right before: the ratio is of whole processes of one run. A run that was stopped goes on where it stopped.
 """
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Options:
     timeout: Annotated[float, typer.Option(help="Seconds for each proof.")] = 60.0
     threads: Annotated[int, typer.Option(help="Threads of torch and numpy.")] = os.cpu_count() or 1
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many instances of each benchmark.")] = None
-    before: Annotated[Path | None, typer.Option(help="Python of an earlier version, to compare with; without it only this one runs.")] = None
+    before: Annotated[Path | None, typer.Option(help="The `verifier` of an earlier version, to compare with; without it only this one runs.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,13 @@ class Answer:
 Command = Callable[[Sequence[str], float], Answer]
 
 
-def run_command(arguments: Sequence[str], limit_s: float, threads: int, python: Path | str = sys.executable) -> Answer:
+THIS = Path(sys.executable).with_name("verifier")
+
+
+def run_command(arguments: Sequence[str], limit_s: float, threads: int, program: Path = THIS) -> Answer:
     """`verifier ARGUMENTS --json` as a child of this or another version, ended by force after `limit_s`."""
     environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))}
-    script = "import sys; from verifier.cli import main; main()"
-    started, whole = time.monotonic(), [str(python), "-c", script, *arguments, "--json"]
+    started, whole = time.monotonic(), [str(program), *arguments, "--json"]
     try:
         done = subprocess.run(whole, capture_output=True, text=True, env=environment, timeout=limit_s)
     except subprocess.TimeoutExpired:

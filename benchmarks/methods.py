@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 import verifier
-from benchmarks.rows import append_row, circumstances
+from benchmarks.rows import append_row, circumstances, limited
 from certprune.config import Arm, DataConfig, Feedback, LoopConfig, VerifyConfig, digest
 from certprune.loop import Result, evaluate_file, run_loop
 from certprune.models import ModelSpec
@@ -252,7 +252,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[str], str]], ...] = (
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """The rows as a table in Markdown, in the order of their sparsities; failures tell what was wrong."""
     lines = ["| | " + " | ".join(title for title, _, _ in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for row in sorted(rows, key=lambda r: float(r["wanted"])):
+    for row in sorted(map(limited, rows), key=lambda r: float(r["wanted"])):
         shown = [row["error"]] + [""] * (len(COLUMNS) - 1) if row["error"] else [form(row[key]) for _, key, form in COLUMNS]
         lines.append(f"| {row['name']} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

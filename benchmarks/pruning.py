@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import verifier
-from benchmarks.rows import append_row, circumstances
+from benchmarks.rows import append_row, circumstances, limited
 from certprune.checkpoint import Architecture, Saved, load, read_tensors, save, write_tensors
 from certprune.config import VerifyConfig, digest
-from certprune.measured import CHECKED, Question, export, measure
+from certprune.measured import CHECKED, MEASURE, Question, export, measure
 from certprune.models import ModelSpec
 from certprune.prune.hydra import Hydra
 from certprune.prune.magnitude import Magnitude
@@ -172,7 +172,8 @@ def certify(run: Run, saved: Saved, folder: Path, verify: VerifyConfig, threads:
     about = saved.history[-1]
     question = Question(run.test, verify.test, verify, seed=0, device="cpu")
     exported = export(saved, run.test.x[:CHECKED], folder)
-    found = measure(folder / "masked.onnx", question, folder / f"test-{verify.timeout_s:g}s", lambda done, of: tell(folder.name, done, of))["row"]
+    kept = folder / f"test-{verify.timeout_s:g}s-{MEASURE}"
+    found = measure(folder / "masked.onnx", question, kept, lambda done, of: tell(folder.name, done, of))["row"]
     forms = exported["forms"]
     same = {key: found[key] for key in (f.name for f in fields(Row)) if key in found}
     return Row(
@@ -200,7 +201,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
         "| training | pruning | clean | PGD | certified | unstable ReLUs | s an image | images, limit | the paper's clean / attacked / certified |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in map(limited, rows):
         clean, pgd, low, high = (f"{100 * float(row[key]):.1f}" for key in ("clean", "pgd", "certified", "certified_upper"))
         certified = low if low == high else f"{low} – {high}"
         effort = f"{float(row['unstable_crown']):,.0f}", f"{float(row['seconds_per_image']):.2f}", f"{row['images']}, {float(row['timeout_s']):g} s"

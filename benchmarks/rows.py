@@ -5,6 +5,7 @@ import csv
 import datetime
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,15 @@ def append_row(path: Path, row: Any) -> None:
         if new:
             writer.writeheader()
         writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()})
+
+
+def limited(row: Mapping[str, str]) -> dict[str, str]:
+    """The row with `certified_upper` at most `pgd`, where it has both: of the same images, those whose label an attack took cannot be certified.
+
+    Older rows counted an image as undecided that only an attack, made beside the verifier's own, had falsified.
+    """
+    upper, pgd = (row.get(key, "") for key in ("certified_upper", "pgd"))
+    return dict(row) | ({"certified_upper": pgd} if upper and pgd and float(pgd) < float(upper) else {})
 
 
 def circumstances(device: str, threads: int) -> Circumstances:

@@ -17,7 +17,7 @@ import verifier
 from certprune import stages
 from certprune.checkpoint import Saved, load, save
 from certprune.config import After, Arm, Feedback, LoopConfig, digest, plain
-from certprune.measured import Question, check_forms, export, measure
+from certprune.measured import MEASURE, Question, check_forms, export, measure
 from certprune.progress import Listener, Step
 from certprune.prune.schedule import sparsities
 from certprune.prune.scorer import Findings
@@ -105,7 +105,7 @@ def evaluate_file(onnx: Path, config: LoopConfig, images: Images, split: str, fo
     asked = config.verify
     chosen, count = (images.test, asked.test) if split == "test" else (images.selection, asked.selection)
     known = {"file": hashlib.sha256(onnx.read_bytes()).hexdigest(), "data": replace(config.data, data_dir=None), "split": split}
-    kept = folder / f"decided-{digest(known | {'verify': asked, 'seed': config.seed})}"
+    kept = folder / f"decided-{digest(known | {'verify': asked, 'seed': config.seed, 'measure': MEASURE})}"
     make_folder(kept)
     record = measure(onnx, Question(chosen, count, asked, config.seed, config.device), kept, listener)
     write_json(record["row"], folder / "measured.json")
@@ -280,7 +280,7 @@ class _Run:
             return record
 
         known = {key: value for key, value in plain(asked).items() if key not in ("test", "selection")}
-        depends = {"of": candidate.exported.digest, "split": split, "count": count, "verify": known, "seed": self.config.seed}
+        depends = {"of": candidate.exported.digest, "split": split, "count": count, "verify": known, "seed": self.config.seed, "measure": MEASURE}
         return Measurement(candidate, split, self.store.stage(label, depends, work))
 
     def row(self, measurement: Measurement) -> dict[str, Any]:

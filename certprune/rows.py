@@ -76,6 +76,8 @@ class ImageResult(_Checked):
 class Row(_Checked):
     """One network on one split. `certified` and `certified_upper` differ by the images that were neither proved nor falsified.
 
+    An image whose label PGD took cannot be certified, so `certified_upper` is at most `pgd`: rows of runs that did not count so are read so.
+
     `sparsity` is the mask's; `sparsity_file` is counted in the exported files, the smallest of the three forms, and never below it.
     """
 
@@ -113,6 +115,8 @@ class Row(_Checked):
     def _limits_in_order(self) -> Row:
         if self.certified is not None and self.certified_upper is not None and self.certified > self.certified_upper:
             raise ValueError(f"certified {self.certified:g} is above certified_upper {self.certified_upper:g}")
+        if self.certified is not None and self.pgd is not None and self.certified > self.pgd:
+            raise ValueError(f"certified {self.certified:g} is above pgd {self.pgd:g}: an attack took the label of an image that is proved")
         return self
 
 
@@ -141,9 +145,16 @@ def dump_rows(rows: Sequence[Row]) -> str:
 
 def _parse(text: str, where: str) -> tuple[Row, ...]:
     try:
-        return TypeAdapter(tuple[Row, ...]).validate_json(text, strict=True)
+        return tuple(map(_limited, TypeAdapter(tuple[Row, ...]).validate_json(text, strict=True)))
     except ValidationError as error:
         raise VerifierError(f"{where}: {_sentence(error)}") from None
+
+
+def _limited(row: Row) -> Row:
+    """The row with `certified_upper` at most `pgd`."""
+    if row.certified is None or row.certified_upper is None or row.pgd is None or row.certified_upper <= row.pgd:
+        return row
+    return row.model_copy(update={"certified_upper": row.pgd})
 
 
 def _sentence(error: ValidationError) -> str:

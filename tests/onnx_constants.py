@@ -173,7 +173,8 @@ def _reduced(d: Draw, op: str) -> Made:
 ONLY: dict[str, tuple[int, Maker]] = {
     **dict.fromkeys(("Exp", "Floor", "Ceil", "Softplus", "Softsign", "Selu", "Sin", "Cos", "Atan"), (7, _spread)),
     **dict.fromkeys(("Erf", "Sign", "Sinh"), (9, _spread)), "Round": (11, _spread), "Gelu": (20, _spread), "Mish": (18, _spread),
-    "Sqrt": (7, _positive), "Log": (7, _positive), "Reciprocal": (7, _positive), "Elu": (7, _alpha), "ThresholdedRelu": (10, _alpha), "Celu": (12, _alpha),
+    "Sqrt": (7, _positive), "Log": (7, _positive), "Reciprocal": (7, _positive), "Elu": (7, _alpha), "ThresholdedRelu": (10, _alpha),
+    "Celu": (12, _alpha),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (7, _axis)), "LpNormalization": (7, _axis),
     "ArgMax": (7, _best), "ArgMin": (7, _best), "Greater": (9, _compare), "Less": (9, _compare), "Equal": (11, _compare),
     "GreaterOrEqual": (12, _compare), "LessOrEqual": (12, _compare), **dict.fromkeys(("And", "Or", "Xor", "Not"), (9, _logic)), "Where": (9, _where),
@@ -181,7 +182,8 @@ ONLY: dict[str, tuple[int, Maker]] = {
     "LayerNormalization": (17, _layer_norm), "InstanceNormalization": (7, _layer_norm), "DepthToSpace": (7, _blocks), "SpaceToDepth": (7, _blocks),
     "OneHot": (9, _one_hot), "TopK": (7, _top), "Trilu": (14, _triangle), "GatherElements": (11, _elements), "ScatterElements": (11, _elements),
     "Einsum": (12, _einsum), "Mod": (10, _mod), "Range": (11, _range), "ConstantOfShape": (9, _filled), "Pad": (7, _pad),
-    **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"), (7, _reduced)),
+    **dict.fromkeys(("ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
+                     "ReduceLogSum", "ReduceLogSumExp"), (7, _reduced)),
 }
 NAMES = tuple(sorted({*ONLY, *MAKERS}))
 

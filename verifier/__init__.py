@@ -70,6 +70,7 @@ _HOME = {
     "NeuronSplit": "verifier.verdict",
     "stability_of_images": "verifier.measure.stability",
     "Summary": "verifier.measure.certified",
+    "settled": "verifier.measure.certified",
     "survives_attack": "verifier.measure.strong",
     "Tightness": "verifier.measure.tightness",
     "tightness": "verifier.measure.tightness",

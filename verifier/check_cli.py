@@ -25,17 +25,41 @@ def check(options: CheckOptions) -> bool:
             report = checked(options.model, options.property, options.certificate, arithmetic, advance)
     except MemoryError:
         raise OutOfMemory(f"This machine has not the memory that {options.certificate} needs: check it on a larger one.") from None
+    compared = _compared(options) if report.accepted else None
     supervisor.speaking()
     if options.json:
         keep = ("accepted", "arithmetic", "cases", "leaves")
         reason = None if report.accepted else report.sentence
-        seen = {key: getattr(report, key) for key in keep} | {"reason": reason, "seconds": round(report.seconds, 3), "version": __version__}
+        seen = {key: getattr(report, key) for key in keep} | {"reason": reason, "compared": compared}
+        seen |= {"seconds": round(report.seconds, 3), "version": __version__}
         print(json.dumps(seen), flush=True)
     else:
         print("accepted" if report.accepted else "rejected", flush=True)
-    proved = f"The property is proved in {report.arithmetic} arithmetic"
+    not_there = "not compared with onnxruntime, which is not installed here"
+    seen_by = not_there if compared is None else f"compared with onnxruntime at {compared} points of the region"
+    proved = f"The property is proved in {report.arithmetic} arithmetic, the network {seen_by}"
     tell(f"{proved if report.accepted else report.sentence.rstrip('.')} (cases: {report.cases}, leaves: {report.leaves}, {report.seconds:.2f} s).")
     return report.accepted
+
+
+def _compared(options: CheckOptions) -> int | None:
+    """At how many points of the property's region the network, as the checker reads it, computes what onnxruntime does; None where that is not there.
+
+    Raises:
+        ModelError: it computes something else.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+
+        from verifier.graph.onnx_load import load_onnx
+        from verifier.graph.validate import compare_in_region
+    except ImportError:
+        return None
+    from verifier.spec.normal import load_vnnlib
+
+    graph = load_onnx(options.model)
+    boxes = [(case.lower, case.upper) for case in load_vnnlib(options.property).cases]
+    return compare_in_region(graph, options.model, boxes).points
 
 
 @contextmanager

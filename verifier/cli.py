@@ -58,9 +58,10 @@ def verify(options: VerifyOptions) -> None:
     )
     config = _settings(options)
     if options.certificate is not None:
-        from verifier.certificate.schema import make_room
+        from verifier.certificate.gate import make_room
 
-        make_room(options.certificate)  # before the clock can end this: no older proof lies beside a time-out
+        wanted = CertificateConfig(options.certificate, options.property, options.overwrite)
+        make_room(wanted, options.model)  # before the clock can end this: no older proof lies beside a time-out
     answer = Answer(options.json, options.results_file, line, config.timeout_s, _unfinished(options.certificate))
     answer.give(_decide(options, config, line))
 
@@ -86,7 +87,8 @@ def _decide(options: VerifyOptions, config: Config, line: ProgressLine) -> Verdi
         elapsed = time.monotonic() - line.started
         left = max(config.timeout_s - elapsed, min(config.timeout_s, 0.5))  # the user's clock started with the command, not with the solver
         verdict = solve.verify(graph, spec, replace(config, timeout_s=left), line, _wanted(options))
-        sentence = f"The time of {config.timeout_s:g} s is over." if verdict.reason is Reason.TIMEOUT else verdict.sentence
+        ended = verdict.reason is Reason.TIMEOUT and verdict.sentence.startswith("The time of")  # of less: the command's start took some
+        sentence = f"The time of {config.timeout_s:g} s is over." if ended else verdict.sentence
         return replace(verdict, sentence=sentence, seconds=time.monotonic() - line.started)
     except KeyboardInterrupt:
         return line.undecided(Reason.INTERRUPTED, "Interrupted.")
@@ -104,6 +106,7 @@ def robustness(options: RobustnessOptions) -> None:
     IMAGES.npz holds arrays x (N, ...) and y (N,) (also called images and labels, X and Y, or unnamed). The time-out is for each image.
     """
     from verifier.measure.certified import Perturbation, Summary, certify, load_images, select
+    from verifier.measure.layout import layout_of
     from verifier.spec.robustness import parse_eps
 
     line = ProgressLine(options.verbose)
@@ -114,6 +117,9 @@ def robustness(options: RobustnessOptions) -> None:
     clip = options.clip or ((0.0, 1.0) if images.min() >= 0 and images.max() <= 1 else None)
     around = Perturbation(parse_eps(options.eps), options.norm.value, clip, mean, std)
     graph = _load(options.model)
+    placed = layout_of(images.shape[1:], graph.input_shape).sentence
+    if placed:
+        tell(placed)
     rows = []
     supervisor.interruptible()
     try:
@@ -132,7 +138,7 @@ def robustness(options: RobustnessOptions) -> None:
     keep = ("verdict", "reason", "seconds", "domains", "lower_bound")
     about_image = [{"index": r.index, "label": r.label, "predicted": r.predicted} for r in rows]
     shown = [image | {key: as_json(r.verdict)[key] for key in keep} for image, r in zip(about_image, rows)]
-    print(json.dumps({"images": shown, "summary": summary.as_dict()}))
+    print(json.dumps({"images": shown, "summary": summary.as_dict(), "layout": placed or None}))
 
 
 def _print_row(rows: list[ImageRow]) -> None:
@@ -148,7 +154,7 @@ def _print_row(rows: list[ImageRow]) -> None:
 def accuracy(options: AccuracyOptions) -> None:
     """Measure a network on a data set: clean accuracy, accuracy under PGD, and certified accuracy with limits where images time out.
 
-    The network takes pixels from 0 to 1 and has as many inputs as an image has numbers, channels first. Ctrl-C prints what there is.
+    The network takes pixels from 0 to 1; images are brought into its order of axes, channels first or last. Ctrl-C prints what there is.
     """
     from verifier.accuracy_cli import measure
 
@@ -237,7 +243,7 @@ def _settings(options: RunOptions) -> Config:
 def _wanted(options: VerifyOptions) -> CertificateConfig | None:
     if options.certificate is None:
         return None
-    return CertificateConfig(options.certificate, options.property)
+    return CertificateConfig(options.certificate, options.property, options.overwrite)
 
 
 def _numbers(text: str | None, option: str, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ class AttackConfig:
 @dataclass(frozen=True, slots=True)
 class BabConfig:
     """Branch and bound: `batch` domains a round, `steps` multiplier updates a domain, `candidates`
-    looked at by filtered smart branching, `frontier_bytes` for the open domains of one problem."""
+    looked at by filtered smart branching, `frontier_bytes` for the open domains of one problem and for the record of its closed ones."""
 
     batch: int = 256
     steps: int = 3
@@ -37,10 +37,14 @@ class BabConfig:
 
 @dataclass(frozen=True, slots=True)
 class CertificateConfig:
-    """A proof of `unsat` is kept in the file `path`; it is about the property in the file `property`."""
+    """A proof of `unsat` is kept in the file `path`; it is about the property in the file `property`.
+
+    `overwrite`: also where a certificate of another model or property lies there.
+    """
 
     path: Path
     property: Path
+    overwrite: bool = False
 
 
 ARITHMETICS = ("auto", "real", "float32", "float64", "float16")

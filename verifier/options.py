@@ -90,9 +90,10 @@ class VerifyOptions(RunOptions):
     ] = None
     certificate: Annotated[
         Path | None,
-        typer.Option(metavar="F.cert", dir_okay=False, help="Keep the proof of an `unsat` there, for `verifier check`. An older certificate there "
-                     "is removed at the start, whatever the answer will be; no other file is overwritten."),
+        typer.Option(metavar="F.cert", dir_okay=False, help="Keep the proof of an `unsat` there, for `verifier check`. An older certificate of this "
+                     "question is removed at the start, whatever the answer will be; no other file is overwritten."),
     ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a certificate of another model or property, too.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,13 @@ class AccuracyOptions(RunOptions):
     data_dir: Annotated[
         Path | None, typer.Option(metavar="D", help="Where the publisher's files lie (else CERTPRUNE_DATA, this system's, or fetched).")
     ] = None
-    results_file: Annotated[Path | None, typer.Option(metavar="ROWS.csv", dir_okay=False, help="Write a row an image there too.")] = None
+    results_file: Annotated[
+        Path | None,
+        typer.Option(metavar="ROWS.csv", dir_okay=False, help="Write a row an image there too; those of this question that are there are kept."),
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there of another question: rows, and certificates of these images.")
+    ] = False
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Seconds for each image (default 120).")] = None
     no_attack: Annotated[bool, typer.Option("--no-attack", help="No search for counterexamples by gradient, so no PGD accuracy.")] = False
     certificates: Annotated[

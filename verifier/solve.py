@@ -5,6 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from verifier.config import AttackConfig, CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, VerifierError
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
+from verifier.graph.validate import compare_in_region
 from verifier.reduced.build import BuildConfig, build
 from verifier.reduced.problem import ReducedProblem
 from verifier.spec.spec import Case, Spec
@@ -33,6 +35,8 @@ from verifier.verdict import Counterexample, NeuronSplit, Reason, Status, Verdic
 GLANCE, GLANCE_S = AttackConfig(restarts=1, steps=10), 0.2
 """A look at few-input problems before anything is bounded: their samples cover the region, and their root can be dear."""
 QUICK = AttackConfig(restarts=2, steps=20)
+COMPARED_S, COMPARED_POINTS = 0.5, 8
+"""Seconds and points for the comparison with onnxruntime; the first few points are taken in any case."""
 SMALL_NETWORK = 50_000
 """Neurons up to which a problem with few inputs is solved in double precision: its boxes become so small that float32 rounding decides."""
 
@@ -144,6 +148,7 @@ class _Run:
         network = network_of(graph)
         self.gates = [Gate(network, spec, wanted) for spec, wanted in zip(specs, certificates, strict=True)]
         self.claims = claims_of(network, config.arithmetic)
+        self.comparison = _Comparison(graph, specs)
         self.device = device_of(config.device)
         self.source = graph
         self.graph = graph.to(self.device, torch.float32)
@@ -209,6 +214,7 @@ class _Run:
         begin_s = time.monotonic() - job.seconds
         with _timed([job]), _resources(job):
             self.listener(Progress("check of the proof", 0.0))
+            self.comparison.agrees()
             climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
             gate, table = self.gates[job.spec], Table.of(self.graph, job.problem.neuron)
             number = self._number(job)
@@ -400,6 +406,27 @@ def _nbytes(problem: ReducedProblem) -> int:
 
 def _engines(outcomes: list[Outcome]) -> str:
     return ", ".join(dict.fromkeys(o.engine for o in outcomes))
+
+
+class _Comparison:
+    """The network beside onnxruntime inside the properties' regions, while the search is at work: what no proof is told without."""
+
+    def __init__(self, graph: Graph, specs: Sequence[Spec]) -> None:
+        self._done: Future | None = None
+        if graph.source:
+            pool = ThreadPoolExecutor(1)
+            boxes = [(case.lower, case.upper) for spec in specs for case in spec.cases]
+            self._done = pool.submit(compare_in_region, graph, graph.source, boxes, seconds=COMPARED_S, most=COMPARED_POINTS)
+            pool.shutdown(wait=False)
+
+    def agrees(self) -> None:
+        """Returns once the comparison is done.
+
+        Raises:
+            ModelError: the loader's network and onnxruntime's differ.
+        """
+        if self._done is not None:
+            self._done.result()
 
 
 def claims_of(network: Graph, wanted: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from statistics import fmean
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.transforms import blended_transform_factory
 
 from certprune.rows import LayerRow, Row
@@ -26,6 +26,7 @@ MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚
 LINES = ("-", "--", ":")
 SETTINGS = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of layers and methods are shown as they are, dollars included
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.color": INK,
@@ -147,6 +148,8 @@ def _scale(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
         axes.set_ylim(max(low, -2.0), min(high, 101.9))
     elif min(values) > 0 and max(values) > 10 * min(values) and "time" in panel.label:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own writes powers in mathtext
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(0.0, 1.1 * max(values) or 1.0)
 
@@ -187,7 +190,9 @@ def _said(layer: LayerRow) -> list[str]:
 
 
 def _short(name: str, longest: int = 18) -> str:
-    return name if len(name) <= longest else "…" + name[1 - longest :]
+    """The end of a name, on one line; characters that a page cannot hold are replaced."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return shown if len(shown) <= longest else "…" + shown[1 - longest :]
 
 
 def _svg(figure: Figure, name: str) -> str:
@@ -197,8 +202,12 @@ def _svg(figure: Figure, name: str) -> str:
     text = file.getvalue()[file.getvalue().index("<svg") :]
     width, height = (math.ceil(float(size)) for size in re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text).groups())
     text = re.sub(r'^<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" width="{width}" height="{height}" aria-hidden="true">', text, count=1)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")
+    return re.sub(r"<[^<>]*>", lambda tag: _own(tag[0], name), text)  # within tags only: what stands between them is text of the run
+
+
+def _own(tag: str, name: str) -> str:
+    """A tag with the drawing's names made its own and colours made variables."""
+    tag = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", tag)
     for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    return text
+        tag = tag.replace(colour, f"var({variable})")
+    return tag.replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")

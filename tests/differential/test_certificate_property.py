@@ -81,7 +81,9 @@ def formulas_of(comparisons: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         lambda inner, head=head: st.builds(lambda parts: f"({head} {' '.join(parts)})", st.lists(inner, min_size=1, max_size=3))
         for head in ("and", "or")
     ]
-    return st.recursive(st.one_of(comparisons, st.sampled_from(["true", "false"])), lambda inner: st.one_of(*(some(inner) for some in several), st.builds("(not {})".format, inner), st.builds("(=> {} {})".format, inner, inner)), max_leaves=8)
+    one, two = (lambda inner: st.builds("(not {})".format, inner)), (lambda inner: st.builds("(=> {} {})".format, inner, inner))
+    leaves = st.one_of(comparisons, st.sampled_from(["true", "false"]))
+    return st.recursive(leaves, lambda inner: st.one_of(*(some(inner) for some in (*several, one, two))), max_leaves=8)
 
 
 operators, two = st.sampled_from(["<=", ">=", "<", ">", "="]), st.permutations(NAMES)

@@ -25,7 +25,7 @@ LAYERS = [
     ("solve",),
     ("measure",),
     ("campaign",),
-    ("options", "console", "accuracy_cli", "check_cli", "cli", "start"),
+    ("options", "console", "rows_file", "accuracy_cli", "check_cli", "cli", "start"),
 ]
 RANK = {f"verifier.{name}": rank for rank, names in enumerate(LAYERS) for name in names}
 

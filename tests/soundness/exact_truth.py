@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ INPUT = 0
 class Step:
     """One value: `kind` affine (matrix (out, in), bias), relu, add (two sources) or max (groups of indices of its source).
 
-    `form` tells the writer of models what to write for an affine value or a maximum; it changes nothing of the meaning.
+    Also leaky (max of z and slope z, `numbers` its slope, at most 1), clip (`numbers` its two ends, infinite ones allowed), abs, larger (the maximum
+    of two sources) and concat (several sources). mul (two sources), sigmoid and tanh have no linear pieces: `pieces` refuses them.
+    `form` tells the writer of models what to write for the value; it changes nothing of the meaning.
     """
 
     kind: str
@@ -30,6 +33,7 @@ class Step:
     bias: np.ndarray | None = None
     groups: tuple[tuple[int, ...], ...] = ()
     form: dict[str, Any] = field(default_factory=dict)
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Net:
         sizes = [self.n_in]
         for step in self.steps:
             counts = {"affine": len(step.matrix) if step.matrix is not None else 0, "max": len(step.groups)}
+            counts["concat"] = sum(sizes[s] for s in step.sources)
             sizes.append(counts.get(step.kind, sizes[step.sources[0]]))
         return sizes
 
@@ -67,7 +72,7 @@ def output(net: Net, x: Sequence[Fraction | float]) -> list[Fraction]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A polytope as its vertices, each with the numbers of the half-spaces that it lies on the border of."""
+    """A polytope as its vertices, each with the numbers of the half-spaces that it lies on the border of. Coordinates: the inputs that are free."""
 
     vertices: tuple[tuple[tuple[Fraction, ...], frozenset[int]], ...]
     borders: int
@@ -93,18 +98,30 @@ class Cell:
 
 
 def box_cell(lower: Sequence[Fraction], upper: Sequence[Fraction]) -> Cell:
-    """A box, over all its inputs; those with one value do not move."""
-    sides = [((low, 2 * i),) if low == high else ((low, 2 * i), (high, 2 * i + 1)) for i, (low, high) in enumerate(zip(lower, upper))]
+    """A box whose inputs are all free."""
+    sides = [((low, 2 * i), (high, 2 * i + 1)) for i, (low, high) in enumerate(zip(lower, upper))]
     corners = itertools.product(*sides)
     return Cell(tuple((tuple(v for v, _ in corner), frozenset(side for _, side in corner)) for corner in corners), 2 * len(sides))
 
 
-def pieces(net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction]) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
-    """Every linear piece of the network over the box: the cell, and each output there as (constant, coefficients of x)."""
-    n = net.n_in
-    start = [[Fraction(0)] + [Fraction(int(i == j)) for j in range(n)] for i in range(n)]
+Column = Sequence[Fraction]
+
+
+def pieces(
+    net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction], limits: Sequence[Column] = ()
+) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
+    """Every linear piece of the network over the box: the cell, and each output there as (constant, coefficients of the inputs that are free).
+
+    `limits`: such columns that are to be at least 0, so that the region is a part of the box.
+    """
+    low, high = ([Fraction(v) for v in side] for side in (lower, upper))
+    free = [i for i in range(net.n_in) if low[i] < high[i]]
+    start = [[Fraction(0) if i in free else low[i]] + [Fraction(int(i == j)) for j in free] for i in range(net.n_in)]
     weights = [(exact(s.matrix), exact(s.bias)) if s.matrix is not None and s.bias is not None else None for s in net.steps]
-    yield from _pieces(net, weights, box_cell([Fraction(v) for v in lower], [Fraction(v) for v in upper]), [start], [])
+    cell = box_cell([low[i] for i in free], [high[i] for i in free])
+    for limit in limits:
+        cell = cell.cut(limit)
+    yield from _pieces(net, weights, cell, [start], [])
 
 
 def _pieces(net: Net, weights: list, cell: Cell, values: list, partial: list) -> Iterator[tuple[Cell, list[list[Fraction]]]]:
@@ -117,13 +134,13 @@ def _pieces(net: Net, weights: list, cell: Cell, values: list, partial: list) ->
             values = [*values, [_affine(row, b, source) for row, b in zip(matrix, bias)]]
         elif step.kind == "add":
             values = [*values, [[a + b for a, b in zip(p, q)] for p, q in zip(source, values[step.sources[1]])]]
+        elif step.kind == "concat":
+            values = [*values, [column for s in step.sources for column in values[s]]]
         else:
-            count = len(source) if step.kind == "relu" else len(step.groups)
+            assert step.kind in ("relu", "max", "leaky", "clip", "abs", "larger"), f"{step.kind} has no linear pieces"
+            count = len(step.groups) if step.kind == "max" else len(source)
             while len(partial) < count:
-                k = len(partial)
-                zero = [Fraction(0)] * (net.n_in + 1)
-                players = [zero, source[k]] if step.kind == "relu" else [source[j] for j in step.groups[k]]
-                best, parts = _largest(cell, players)
+                best, parts = _activated(cell, step, [values[s] for s in step.sources], len(partial))
                 if best is None:
                     for part in parts:
                         yield from _pieces(net, weights, part, values, partial)
@@ -131,6 +148,23 @@ def _pieces(net: Net, weights: list, cell: Cell, values: list, partial: list) ->
                 partial = [*partial, best]
             values, partial = [*values, partial], []
     yield cell, values[-1]
+
+
+def _activated(cell: Cell, step: Step, sources: list, k: int) -> tuple[list[Fraction] | None, list[Cell]]:
+    """Coordinate k of a step that is no affine map: its column, or None and the cell in two."""
+    z = sources[0][k] if step.kind != "max" else []
+    level = lambda value: [Fraction(value)] + [Fraction(0)] * (len(sources[0][0]) - 1)  # noqa: E731
+    minus = lambda column: [-v for v in column]  # noqa: E731
+    if step.kind != "clip":
+        players = {"relu": lambda: [level(0), z], "leaky": lambda: [[Fraction(step.numbers[0]) * v for v in z], z], "abs": lambda: [minus(z), z],
+                   "larger": lambda: [z, sources[1][k]], "max": lambda: [sources[0][j] for j in step.groups[k]]}[step.kind]()
+        return _largest(cell, players)
+    low, high = step.numbers
+    best, parts = (z, []) if low == -inf else _largest(cell, [level(low), z])
+    if best is None or high == inf:
+        return best, parts
+    best, parts = _largest(cell, [level(-high), minus(best)])
+    return (None if best is None else minus(best)), parts
 
 
 def _affine(row: np.ndarray, bias: Fraction, source: list) -> list[Fraction]:
@@ -175,12 +209,16 @@ def holds(net: Net, claim: Claim) -> bool:
 
 def smallest(
     net: Net, lower: Sequence[Fraction], upper: Sequence[Fraction], row: Sequence[Fraction],
-    within: Sequence[tuple[Sequence[Fraction], Fraction]] = (),
+    within: Sequence[tuple[Sequence[Fraction], Fraction]] = (), limits: Sequence[Column] = (),
 ) -> tuple[Fraction, tuple[Fraction, ...]]:
-    """min of row @ y over the inputs of the box whose outputs satisfy `within` (coefficients @ y <= offset), exactly, and where it is attained."""
+    """min of row @ y over the inputs of the box whose outputs satisfy `within` (coefficients @ y <= offset), exactly, and where it is attained.
+
+    Raises:
+        LookupError: none satisfies it.
+    """
     best: tuple[Fraction, tuple[Fraction, ...]] | None = None
     exactly = lambda values: np.array([Fraction(v) for v in values], dtype=object)  # noqa: E731
-    for cell, columns in pieces(net, lower, upper):
+    for cell, columns in pieces(net, lower, upper, limits):
         for coefficients, offset in within:
             limit = _affine(exactly(coefficients), Fraction(0), columns)
             limit[0] -= offset
@@ -190,5 +228,7 @@ def smallest(
         value, x = min(zip(cell.values(_affine(exactly(row), Fraction(0), columns)), (x for x, _ in cell.vertices)))
         if best is None or value < best[0]:
             best = value, x
-    assert best is not None
-    return best
+    if best is None:
+        raise LookupError("no input of the box has outputs within")
+    free = iter(best[1])
+    return best[0], tuple(next(free) if low < high else Fraction(low) for low, high in zip(lower, upper))

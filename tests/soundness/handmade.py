@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
@@ -21,14 +21,9 @@ Part = tuple[str, dict, dict[str, np.ndarray]]
 def decimal(value: Fraction | float) -> str:
     """A dyadic number in full."""
     number = Fraction(value)
-    return format(Decimal(number.numerator) * (Decimal(1) if number.denominator == 1 else _power(number.denominator)), "f")
-
-
-def _power(denominator: int) -> Decimal:
-    import decimal as d
-
-    with d.localcontext(d.Context(prec=2000)):
-        return Decimal(1) / Decimal(denominator)
+    with localcontext() as context:
+        context.prec = 2000
+        return format(Decimal(number.numerator) / Decimal(number.denominator), "f")
 
 
 @dataclass(frozen=True)

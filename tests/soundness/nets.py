@@ -99,15 +99,28 @@ def save(net: Net, path: Path) -> Path:
     return path
 
 
+PLAIN = {"leaky": "LeakyRelu", "abs": "Abs", "larger": "Max", "mul": "Mul", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+"""Steps that one operation writes."""
+
+
 def _nodes(step: Step, name: str, sources: list[str], constants: dict[str, np.ndarray]) -> list[NodeProto]:
     made = lambda op, ins, out=name, **kw: helper.make_node(op, ins, [out], name=out, **kw)  # noqa: E731
     if step.kind == "relu":
         return [made("Relu", sources)]
     if step.kind == "add":
         return [made("Add", sources)]
+    if step.kind == "max" and "size" not in step.form:
+        nodes = [helper.make_node("Gather", [*sources, f"{name}.i{k}"], [f"{name}.g{k}"], axis=1) for k in range(len(step.groups[0]))]
+        constants.update({f"{name}.i{k}": np.array([group[k] for group in step.groups]) for k in range(len(step.groups[0]))})
+        return [*nodes, made("Max", [node.output[0] for node in nodes])]
     if step.kind == "max":
         size = step.form["size"]
         return [made("MaxPool", sources, kernel_shape=[size, size])]
+    if step.kind == "clip":
+        constants.update({f"{name}.{end}": np.array(value, np.float32) for end, value in zip(("low", "high"), step.numbers)})
+        return [made("Clip", [*sources, f"{name}.low", f"{name}.high"])]
+    if step.kind in PLAIN:
+        return [made(PLAIN[step.kind], sources, **({"alpha": step.numbers[0]} if step.kind == "leaky" else {}))]
     if step.form["op"] == "conv":
         constants[f"{name}.w"], constants[f"{name}.b"] = (np.asarray(step.form[k], np.float32) for k in ("weight", "bias"))
         return [made("Conv", [*sources, f"{name}.w", f"{name}.b"], pads=[step.form["pad"]] * 4)]

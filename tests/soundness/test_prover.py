@@ -75,7 +75,7 @@ def check_prover(trap: Trap, folder: Path, timeout_s: float) -> None:
         assert not (is_false(trap, arithmetic) and certified), (trap.name, arithmetic)
 
 
-@pytest.mark.parametrize(("family", "every"), [("planted", 1), ("summation", 4), ("decimals", 1)])
+@pytest.mark.parametrize(("family", "every"), [("planted", 1), ("planted, fooling", 1), ("summation", 4), ("decimals", 1)])
 def test_the_prover_certifies_no_false_claim(family: str, every: int, tmp_path: Path) -> None:
     tried = list(FAMILIES[family](2))[::every]
     assert len(tried) >= 2

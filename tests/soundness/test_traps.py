@@ -9,14 +9,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.soundness import handmade, traps
+from tests.soundness import handmade, planted, traps
 from tests.soundness.handmade import Part, Recipe
 from tests.soundness.nets import ORDERS, run_float32
+from tests.soundness.planted import float_bound
 from tests.soundness.proofs import Judgement, files, judged, whole, write
 from tests.soundness.traps import Trap
 
 FAMILIES: dict[str, Callable[[int], Iterator[Trap]]] = {
     "planted": lambda count: (traps.planted(seed, 1 + seed % 3, 4 + seed % 5) for seed in range(count)),
+    "planted, fooling": lambda count: planted.fooling(count),
     "planted, the tip": lambda count: (traps.planted_close(seed, 1 + seed % 3, 4 + seed % 5) for seed in range(count)),
     "thresholds": lambda count: (trap for made in traps.random_nets(count) for trap in traps.thresholds(*made)),
     "summation": lambda count: traps.summation(),
@@ -96,18 +98,6 @@ def test_onnxruntime_reaches_the_planted_counterexamples(tmp_path: Path) -> None
         assert y[0, 0] <= float(trap.claim.polytopes[0][0][1])
 
 
-def float_bound(trap: Trap, kind: type) -> float:
-    """The proof rule as a solver without a checker evaluates it: in `kind`, nothing accounted for, the best of the certificate's leaves' worst."""
-    lower, upper = handmade.outward(trap.claim)
-    (row, offset), = trap.claim.polytopes[0]
-    c = handmade.columns(trap.net, lower, upper, np.array([[float(v) for v in row]]), np.array([float(offset)]))
-    tree, _, nus, _ = handmade.split_tree(c, np.arange(1), Recipe())
-    c = handmade.cast(c, kind)
-    rows = np.hstack([c.A_o, c.W_o])[0]
-    worst = [handmade.bound(c, rows, c.b_o[0], nu.astype(kind), low, high) for nu, (low, high) in zip(nus, handmade.leaf_bounds(c, tree))]
-    return float(min(worst))
-
-
 @pytest.mark.parametrize(("kind", "arithmetic"), [(np.float32, "real"), (np.float64, "float32")])
 def test_a_float_solver_without_the_checker_proves_false_claims(kind: type, arithmetic: str) -> None:
     """float32 bounds prove what is false over the reals, float64 bounds what is false of float32."""
@@ -115,3 +105,11 @@ def test_a_float_solver_without_the_checker_proves_false_claims(kind: type, arit
     tried = [t for t in drawn if is_false(t, arithmetic) and (arithmetic == "real" or t.real)]
     fooled = [trap.name for trap in tried if float_bound(trap, kind) > 0]
     assert len(fooled) >= 3, fooled
+
+
+def test_planted_networks_fool_a_plain_float_solver(tmp_path: Path) -> None:
+    """Every one of them, by a margin; the checker refuses the same multipliers."""
+    made = list(planted.fooling(6))
+    assert [trap.name for trap in made if not float_bound(trap, np.float32) > 0] == []
+    assert all(traps.check_truth(trap) and not trap.real for trap in made)
+    assert [trap.name for trap in made for _, judgement in verdicts(trap, tmp_path) if judgement.verdict == "accepted"] == []

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import verifier
 from tests.small_models import dense_relu
@@ -18,9 +20,10 @@ from verifier.bab.budget import Progress
 from verifier.cli import run
 from verifier.config import AttackConfig, Config
 from verifier.errors import VerifierError
-from verifier.measure import accuracy
-from verifier.measure.attacked import attacked_margins
-from verifier.measure.certified import ImageRow, Perturbation
+from verifier.measure import accuracy, attacked, certified
+from verifier.measure.accuracy import Accuracy, Measured
+from verifier.measure.certified import ImageRow, Perturbation, Summary, ball
+from verifier.spec.spec import Case
 from verifier.verdict import Counterexample, Reason, Status, Verdict
 
 PROVED = Verdict(Status.VERIFIED, Reason.PROVED, "Proved.", 0.5, 3, "scripted")
@@ -43,10 +46,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, verdicts: list[Verdict | type[Base
                 raise verdict
             listener(Progress(f"image {i}", 0.0))
             heard.append(f"image {i}")
-            yield ImageRow(i, int(labels[i]), int(labels[i]) + (i in wrong), verdict)
+            margin = None if i in wrong else -verdict.counterexample.margin if verdict.counterexample is not None else 0.5
+            yield ImageRow(i, int(labels[i]), int(labels[i]) + (i in wrong), verdict, margin)
 
     monkeypatch.setattr(accuracy, "certify", certify)
-    monkeypatch.setattr(accuracy, "PGD", AttackConfig(restarts=1, steps=2))
     return heard
 
 
@@ -85,7 +88,8 @@ def test_rows_go_to_the_file(monkeypatch, digits: Path, tmp_path: Path) -> None:
     assert run(asked(digits, "--limit", "3", "--results-file", str(tmp_path / "rows.csv"))) == 0
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert [row["verdict"] for row in rows] == ["unsat", "timeout", "sat"]
-    assert list(rows[0]) == ["index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds", "certificate"]
+    assert list(rows[0]) == ["index", "label", "predicted", "verdict", "reason", "margin", "pgd_margin", "domains", "seconds", "certificate",
+                             "question"]
     assert (rows[1]["margin"], rows[1]["domains"], rows[2]["margin"]) == ("-0.125", "9", "-0.25")
     assert (float(rows[0]["margin"]), float(rows[2]["pgd_margin"]) <= -0.25) == (0.0, True)
 
@@ -166,6 +170,11 @@ def test_a_file_without_the_asked_images_or_of_another_size_is_refused(digits: P
     assert "(1, 5, 5) but the network takes (1, 1, 8, 8)" in capsys.readouterr().err
 
 
+def cases_of(x: np.ndarray, around: Perturbation) -> list[Case]:
+    """The balls of images of class 0 of two."""
+    return [ball(image, 0, around, around.eps, 2).cases[0] for image in x]
+
+
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", np.inf)])
 def test_the_attack_reaches_the_least_margin_of_a_linear_network(tmp_path: Path, norm: str, dual: float) -> None:
     """min over ||d||_p <= eps of <w, x + d> = <w, x> - eps ||w||_q; the difference of two classes is w."""
@@ -175,7 +184,7 @@ def test_the_attack_reaches_the_least_margin_of_a_linear_network(tmp_path: Path,
     graph = verifier.load_onnx(dense_relu(tmp_path / "linear.onnx", np.stack([w, -w]), np.array([[1.0, -1.0], [0.0, 0.0]])))
     x = random.uniform(-1, 1, (4, 6)).astype(np.float32)
     labels = np.zeros(4, np.int64)
-    found = attacked_margins(graph, x, labels, Perturbation(0.3, norm), AttackConfig(restarts=2, steps=60))
+    found = attacked.attacked(graph, cases_of(x, Perturbation(0.3, norm)), labels, AttackConfig(restarts=2, steps=60)).margin
     exact = x.astype(np.float64) @ w - 0.3 * np.linalg.norm(w, dual)
     # An image that lost its label starts no more, and small last steps leave the surface of an l2 ball by their square.
     np.testing.assert_allclose(found, exact, rtol=2e-2, atol=2e-2)
@@ -185,17 +194,72 @@ def test_the_attack_reaches_the_least_margin_of_a_linear_network(tmp_path: Path,
 def test_the_attack_stays_inside_the_pixels(tmp_path: Path) -> None:
     graph = verifier.load_onnx(dense_relu(tmp_path / "a.onnx", np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0]])))
     x = np.float32([[0.05, 0.0], [0.5, 0.0]])
-    found = attacked_margins(graph, x, np.zeros(2, np.int64), Perturbation(0.1, "linf", (0.0, 1.0)), AttackConfig(restarts=3, steps=20))
-    np.testing.assert_allclose(found, [-0.1, 0.3], atol=1e-5)
+    cases = cases_of(x, Perturbation(0.1, "linf", (0.0, 1.0)))
+    found = attacked.attacked(graph, cases, np.zeros(2, np.int64), AttackConfig(restarts=3, steps=20))
+    np.testing.assert_allclose(found.margin, [-0.1, 0.3], atol=1e-5)
+    reached = np.maximum(found.x, 0) @ np.array([1.0, -1.0])
+    np.testing.assert_allclose(reached, found.margin, atol=1e-6)
 
 
 def test_measuring_in_pieces_changes_nothing(digits: Path, monkeypatch) -> None:
     data, graph = verifier.load_dataset("digits"), verifier.load_onnx(digits / "digits.onnx")
     around = Perturbation(0.02, "linf", (0.0, 1.0))
     whole = list(accuracy.measure_accuracy(graph, data.x_test[:3], data.y_test[:3], around, Config()))
-    monkeypatch.setattr(accuracy, "PIECE", 2)
+    monkeypatch.setattr(certified, "SCREENED", 2)
     parts = list(accuracy.measure_accuracy(graph, data.x_test[:3], data.y_test[:3], around, Config()))
     assert [m.row.index for m in parts] == list(range(3))
     np.testing.assert_allclose([m.pgd_margin for m in whole], [m.pgd_margin for m in parts], rtol=0.2)
     with pytest.raises(VerifierError):
         list(accuracy.measure_accuracy(graph, data.x_test[:3], data.y_test[:3] + 9, around, Config()))
+
+
+def test_what_the_attack_falsifies_is_falsified_and_not_searched(digits: Path, monkeypatch) -> None:
+    """At a radius where no label stands: each image has a counterexample that the file confirms, and the solver is given nothing."""
+    monkeypatch.setattr("verifier.solve.verify_many", lambda *given: pytest.fail("searched"))
+    data, graph = verifier.load_dataset("digits"), verifier.load_onnx(digits / "digits.onnx")
+    found = list(accuracy.measure_accuracy(graph, data.x_test[:5], data.y_test[:5], Perturbation(0.5, "linf", (0.0, 1.0)), Config()))
+    assert [m.row.verdict.status for m in found] == [Status.FALSIFIED] * 5
+    replay = verifier.OnnxRunner(graph.source)
+    for m, label in zip(found, data.y_test[:5].tolist()):
+        y = replay(m.row.verdict.counterexample.x).astype(float).reshape(-1)
+        assert y[label] - np.delete(y, label).max() == pytest.approx(m.pgd_margin) and m.pgd_margin <= 0
+        assert m.row.verdict.seconds > 0 and not m.survives
+    told = Accuracy.of(found, 5)
+    assert told.pgd.upper == told.provable.upper == 0
+
+
+def test_a_point_that_the_file_does_not_confirm_falsifies_nothing(digits: Path, monkeypatch) -> None:
+    """Sabotage: an attack that says that every label is lost at the image itself."""
+    def lying(graph, cases, labels, *given) -> attacked.Attacked:
+        return attacked.Attacked(np.full(len(cases), -1.0), np.stack([case.lower + case.upper for case in cases]).astype(np.float32) / 2)
+
+    monkeypatch.setattr(attacked, "attacked", lying)
+    data, graph = verifier.load_dataset("digits"), verifier.load_onnx(digits / "digits.onnx")
+    found = list(accuracy.measure_accuracy(graph, data.x_test[:3], data.y_test[:3], Perturbation(0.01, "linf", (0.0, 1.0)), Config()))
+    assert [m.row.verdict.status for m in found] == [Status.VERIFIED] * 3
+    assert all(m.survives and m.pgd_margin == np.inf for m in found)
+
+
+@st.composite
+def outcomes(draw: st.DrawFn) -> ImageRow:
+    """Any row: also what no run makes, as one that is falsified by the attack and left undecided by the search."""
+    status = draw(st.sampled_from(list(Status)))
+    margin = draw(st.one_of(st.floats(-1, 1), st.just(np.inf)))
+    engine = draw(st.sampled_from(["PGD", "a corner of a bound", "CROWN"]))
+    return ImageRow(0, 1, draw(st.sampled_from([1, 1, 1, 2])), Verdict(status, Reason.PROVED, "", 0.25, engine=engine), margin)
+
+
+@given(st.lists(outcomes(), max_size=12), st.integers(0, 5))
+def test_no_limit_of_certified_accuracy_exceeds_what_the_attack_leaves(rows: list[ImageRow], unreached: int) -> None:
+    """For any rows, in the summaries of both commands; a proof of an image that the attack took is refused by name."""
+    if any(row.verdict.status is Status.VERIFIED and not (row.correct and row.pgd_margin > 0) for row in rows):
+        for summed in (lambda: Accuracy.of([Measured(row) for row in rows], len(rows)), lambda: Summary.of(rows)):
+            with pytest.raises(VerifierError, match="a proof is wrong"):
+                summed()
+        return
+    found = Accuracy.of([Measured(row) for row in rows], len(rows) + unreached)
+    assert found.provable.lower <= found.pgd.lower <= found.clean.lower
+    assert found.provable.lower <= found.provable.upper <= found.pgd.upper <= found.clean.upper
+    assert found.certified + found.falsified + found.undecided == len(rows)
+    shares = Summary.of(rows).as_dict()
+    assert shares["certified_accuracy"] <= shares["certified_accuracy_upper"] <= shares["pgd_accuracy"] <= shares["clean_accuracy"]

@@ -395,6 +395,12 @@ def test_too_many_open_domains_stop_the_search_and_prove_nothing() -> None:
     assert search.full and search.decided and not search.proved and search.frontier.nbytes() + search.log.nbytes() > 2**20
 
 
+def test_too_many_boxes_stop_the_search_and_prove_nothing() -> None:
+    search = input_search(0, open_problem())
+    advance_boxes(search, InputSplitConfig(frontier_bytes=2**16), Oracle(refuse, undecided), Deadline.after(30))
+    assert search.full and search.decided and not search.proved and search.nbytes() > 2**16
+
+
 def test_thin_boxes_are_never_proved() -> None:
     """A property that is violated at one point only: splitting the input is stuck there and says so, splitting neurons ends at the point."""
     mlp = Mlp(((np.array([[1.0], [-1.0]]), np.zeros(2)), (np.array([[1.0, 1.0]]), np.zeros(1))))  # |x|

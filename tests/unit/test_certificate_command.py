@@ -100,6 +100,21 @@ def test_an_old_certificate_is_replaced_whole(safe: list[str], tmp_path: Path, o
     assert run(["check", *safe, str(path)]) == 0
 
 
+def test_another_questions_certificate_is_kept(safe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A certificate of another property or model is lost only where that is said."""
+    path, other = tmp_path / "a.cert", str(vnnlib(tmp_path / "q.vnnlib", *IN_UNIT, "(<= Y_0 -0.75)"))
+    assert run(["verify", *safe, "--certificate", str(path)]) == 0
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert "is the certificate of another property" in refusal(capsys, safe[0], other, "--certificate", str(path))
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(Path(safe[0]).read_bytes() + b"\x3a\x00")
+    assert "is the certificate of another model" in refusal(capsys, str(copy), safe[1], "--certificate", str(path))
+    assert path.read_bytes() == before
+    assert run(["verify", safe[0], other, "--certificate", str(path), "--overwrite"]) == 0
+    assert path.read_bytes() != before and run(["check", safe[0], other, str(path)]) == 0
+
+
 def test_no_old_certificate_lies_beside_another_answer(safe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """After `sat`, a time-out and an interruption, even one while the files are read; also where the solver is called without the command."""
     path, unsafe = tmp_path / "a.cert", str(vnnlib(tmp_path / "sat.vnnlib", *IN_UNIT, "(<= Y_0 0.5)"))

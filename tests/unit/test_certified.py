@@ -12,9 +12,11 @@ import verifier
 from verifier.config import Config
 from verifier.measure import certified
 from verifier.measure.certified import ImageRow, Perturbation, Summary, certify, load_images, select
+from verifier.solve import device_of
 from verifier.spec.spec import Spec
 from verifier.verdict import Reason, Status, Verdict
 
+ALONE = Config(attack=None)
 PIXELS = np.array([[[0, 51], [102, 255]], [[255, 0], [0, 0]]])
 
 
@@ -28,7 +30,7 @@ def specs(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
         return [Verdict(Status.VERIFIED, Reason.PROVED, "Proved.", 0.5) for _ in specs]
 
     fake = ModuleType("verifier.solve")
-    fake.verify_many = verify_many
+    fake.verify_many, fake.device_of = verify_many, device_of
     monkeypatch.setitem(sys.modules, "verifier.solve", fake)
     monkeypatch.setattr(certified, "screen_of", lambda graph, config: None)
     return given
@@ -60,7 +62,7 @@ def test_each_right_image_becomes_its_ball(digits, specs) -> None:
     graph = verifier.load_onnx(digits / "digits.onnx")
     x, y = load_images(digits / "images.npz")
     wrong = np.concatenate([y[:1], (y[1:2] + 1) % 10])
-    rows = list(certify(graph, x[:2], wrong, Perturbation(0.25, clip=(0.0, 1.0)), Config()))
+    rows = list(certify(graph, x[:2], wrong, Perturbation(0.25, clip=(0.0, 1.0)), ALONE))
     assert [(row.label, row.predicted, row.verdict.status) for row in rows] == [
         (y[0], y[0], Status.VERIFIED), (wrong[1], y[1], Status.FALSIFIED),
     ]  # fmt: skip
@@ -74,9 +76,9 @@ def test_the_network_sees_normalised_images(digits, specs) -> None:
     """Images shifted and scaled, with the mean and std that undo it, are classified as the originals are."""
     graph = verifier.load_onnx(digits / "digits.onnx")
     x, y = load_images(digits / "images.npz")
-    right = [i for i, row in enumerate(certify(graph, x, y, Perturbation(0.1), Config())) if row.predicted == row.label]
+    right = [i for i, row in enumerate(certify(graph, x, y, Perturbation(0.1), ALONE)) if row.predicted == row.label]
     specs.clear()
-    rows = list(certify(graph, 2 * x[right] + 3, y[right], Perturbation(0.5, mean=(3.0,), std=(2.0,)), Config()))
+    rows = list(certify(graph, 2 * x[right] + 3, y[right], Perturbation(0.5, mean=(3.0,), std=(2.0,)), ALONE))
     assert [row.predicted for row in rows] == y[right].tolist()
     assert len(specs) == len(right)
     assert np.allclose(specs[0].cases[0].lower, x[right[0]].ravel() - 0.25)
@@ -90,7 +92,7 @@ def test_clip_of_the_command_line(digits, specs, tmp_path, arguments: list[str],
 
     x, y = load_images(digits / "images.npz")
     np.savez(tmp_path / "i.npz", x=x[:1] * 0.5, y=y[:1])
-    assert run(["robustness", str(digits / "digits.onnx"), str(tmp_path / "i.npz"), "--eps", "1/2", *arguments]) == 0
+    assert run(["robustness", str(digits / "digits.onnx"), str(tmp_path / "i.npz"), "--eps", "1/2", "--no-attack", *arguments]) == 0
     assert specs[0].cases[0].lower.min() == lower
     assert specs[0].cases[0].upper.max() == (0.5 if "0.5" in arguments else 1.0)
 
@@ -100,13 +102,13 @@ def test_images_outside_of_the_unit_range_are_not_clipped_by_default(digits, spe
 
     x, y = load_images(digits / "images.npz")
     np.savez(tmp_path / "i.npz", x=2 * x[:1], y=y[:1])
-    assert run(["robustness", str(digits / "digits.onnx"), str(tmp_path / "i.npz"), "--eps", "1", "--std", "2"]) == 0
+    assert run(["robustness", str(digits / "digits.onnx"), str(tmp_path / "i.npz"), "--eps", "1", "--std", "2", "--no-attack"]) == 0
     assert specs[0].cases[0].lower.min() == -0.5
 
 
 def test_summary_counts() -> None:
     def row(predicted: int, status: Status) -> ImageRow:
-        return ImageRow(0, 1, predicted, Verdict(status, Reason.PROVED, "", 0.25))
+        return ImageRow(0, 1, predicted, Verdict(status, Reason.PROVED, "", 0.25), 0.5)
 
     found = Summary.of([row(1, Status.VERIFIED), row(1, Status.FALSIFIED), row(2, Status.FALSIFIED), row(1, Status.UNKNOWN)])
     assert found == Summary(4, 3, 1, 2, 1, 1.0)

@@ -53,7 +53,8 @@ def test_rows_are_summed_by_their_weights(
 def test_what_a_box_does_not_prove_its_halves_may(offset: float, proved: bool, claim: str) -> None:
     """On either half of [-1, 1] one of the rows says it alone."""
     graph, stated = case(offset)
-    assert (check_case(graph, [stated, boxes(None)], claim) == []) == proved
+    failures = check_case(graph, [stated, boxes(None)], claim)
+    assert bool(failures) is not proved
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,9 @@ def test_json_has_exactly_the_promised_keys(files, capsys, accepted: bool) -> No
         vnnlib(Path(files[1]), *IN_UNIT, "(<= Y_0 0.5)")
     assert run(["check", *files, "--json"]) == (0 if accepted else 1)
     shown = json.loads(capsys.readouterr().out)
-    assert set(shown) == {"accepted", "reason", "arithmetic", "cases", "leaves", "seconds", "version"}
+    assert set(shown) == {"accepted", "reason", "compared", "arithmetic", "cases", "leaves", "seconds", "version"}
     assert shown["accepted"] is accepted and (shown["reason"] is None) == accepted
+    assert (shown["compared"] is not None and shown["compared"] > 0) == accepted
     assert shown["arithmetic"] == "real" and shown["cases"] == (1 if accepted else 0) and shown["version"] == verifier.__version__
 
 
@@ -103,10 +104,30 @@ def test_a_bar_is_shown_on_a_terminal_only(files, capsys, monkeypatch) -> None:
     assert "checking" in capsys.readouterr().err and seen == [None]
 
 
+def test_without_onnxruntime_nothing_is_compared_and_it_is_said(files, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert run(["check", *files]) == 0
+    assert "not compared with onnxruntime" in capsys.readouterr().err
+    assert run(["check", *files, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compared"] is None
+
+
+def test_a_network_that_onnxruntime_computes_otherwise_is_refused(files, capsys, monkeypatch) -> None:
+    """The certificate is right of what the loader reads, which here lacks the runtime's Relus."""
+    from verifier.graph import onnx_elementwise
+
+    model, prop, cert = map(Path, files)
+    monkeypatch.setattr(onnx_elementwise.Lowering, "relu", lambda self, x: x)
+    cert.write_bytes(as_bytes(head(model, prop), case([-1], [1], [[1], [-1]], [-0.5, -2.5]), done(1)))
+    assert run(["check", *files]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "differ at" in shown.err and len(shown.err.splitlines()) == 1
+
+
 def test_the_checker_needs_no_torch(files) -> None:
     code = (
-        "import sys; from verifier.cli import run; code = run(['check', *sys.argv[1:]]); "
-        "print(code, sorted({'torch', 'onnxruntime', 'scipy', 'verifier.spec.normal', 'verifier.bab.driver', 'verifier.reduced'} & set(sys.modules)))"
+        "import sys; sys.modules.update(onnxruntime=None, torch=None); from verifier.cli import run; code = run(['check', *sys.argv[1:]]); "
+        "print(code, sorted({'scipy', 'verifier.spec.normal', 'verifier.bab.driver', 'verifier.reduced'} & set(sys.modules)))"
     )
     root = Path(verifier.__file__).parent.parent
     shown = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, cwd=root, check=True)

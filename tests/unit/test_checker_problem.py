@@ -76,7 +76,7 @@ def test_no_multipliers_prove_too_much(row: Row) -> None:
     random, count = np.random.default_rng(1), len(problem.rows.b)
     x = points(problem, 200)
     z, rows = c.values(problem, x)
-    good = recipe(problem, problem.rows, problem.lower, problem.upper, Multipliers(), len(problem.b))
+    good = recipe(problem, problem.rows, problem.lower, problem.upper, Multipliers(), len(problem.b))[0]
     for wild in (good, good * 1.01, good + random.normal(size=good.shape), random.normal(size=good.shape) * 10, 0 * good):
         lower = proved(problem, problem.rows, problem.lower, problem.upper, wild)
         assert (lower <= rows.min(0) + ROUNDING * (1 + np.abs(rows).max())).all()
@@ -102,7 +102,7 @@ def test_rounded_bounds_stay_below_exact_ones(row: Row) -> None:
     rounded, exact = c.problem_of(row.graph, case), c.problem_of(row.graph, case, Exact())
     if len(rounded.b) != len(exact.b):
         pytest.skip("rounding made another neuron unstable")
-    nu = recipe(rounded, rounded.rows, rounded.lower, rounded.upper, Multipliers(), len(rounded.b))
+    nu = recipe(rounded, rounded.rows, rounded.lower, rounded.upper, Multipliers(), len(rounded.b))[0]
     own = proved(rounded, rounded.rows, rounded.lower, rounded.upper, nu)
     wide = replace(exact, lower=Exact().array(rounded.lower), upper=Exact().array(rounded.upper))
     true = proved(wide, wide.rows, wide.lower, wide.upper, Exact().array(nu)).astype(float)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import verifier
 from certprune.config import VerifyConfig
 from certprune.export import Form, export_model
-from certprune.measured import COMPARED, Question, check_forms, measure
+from certprune.measured import COMPARED, Question, _shares, check_forms, measure
 from verifier import VerifierError
 
 X = np.random.default_rng(0).random((5, 1, 4, 4), dtype=np.float32)
@@ -84,6 +86,23 @@ def test_a_form_that_contradicts_is_named(folder: Path, form: str) -> None:
     shutil.move(folder / "other.onnx", folder / f"{form}.onnx")
     with pytest.raises(VerifierError, match=rf"Image 0 is verified in .*masked\.onnx but falsified in .*{form}\.onnx"):
         check_forms(folder / "masked.onnx", asked, rows("verified"))
+
+
+def piece(predicted: int, verdict: str, survives: bool) -> dict[str, Any]:
+    return {"index": 0, "label": 1, "predicted": predicted, "verdict": verdict, "survives": survives, "seconds": 0.5, "domains": 1, "splits": []}
+
+
+PIECES = st.builds(piece, st.sampled_from([1, 1, 2]), st.sampled_from(["verified", "falsified", "unknown"]), st.booleans())
+
+
+@given(st.lists(PIECES, min_size=1, max_size=12))
+def test_certified_shares_stay_below_what_the_attack_leaves(pieces: list[dict[str, Any]]) -> None:
+    if any(p["verdict"] == "verified" and not (p["survives"] and p["predicted"] == 1) for p in pieces):
+        with pytest.raises(VerifierError, match="a proof is wrong"):
+            _shares(pieces)
+        return
+    found = _shares(pieces)
+    assert found["certified"] <= found["certified_upper"] <= found["pgd"] <= found["clean"]
 
 
 def test_comparing_forms_can_be_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,25 @@ def damaged(folder: ProofFolder) -> ProofFolder:
 
 def restated(folder: ProofFolder) -> ProofFolder:
     """A property that is easier to prove, with its own proof."""
-    next(certify(folder.graph, *_first(), Perturbation(0.01, clip=(0.0, 1.0)), CONFIG, proofs=folder))
+    over = ProofFolder(folder.folder, folder.graph, overwrite=True)
+    next(certify(folder.graph, *_first(), Perturbation(0.01, clip=(0.0, 1.0)), CONFIG, proofs=over))
+    return folder
+
+
+def restated_only(folder: ProofFolder) -> ProofFolder:
+    """Another property without its proof."""
+    restated(folder).wanted(EASY).path.unlink()
+    return folder
+
+
+def unstated(folder: ProofFolder) -> ProofFolder:
+    """Another property's certificate, whose property is gone."""
+    forged(folder).wanted(EASY).property.unlink()
+    return folder
+
+
+def no_certificate(folder: ProofFolder) -> ProofFolder:
+    folder.wanted(EASY).path.write_text("a letter")
     return folder
 
 
@@ -108,17 +126,54 @@ def other_model(folder: ProofFolder) -> ProofFolder:
     return ProofFolder(folder.folder, verifier.load_onnx(copy))
 
 
-@pytest.mark.parametrize("change", [forged, damaged, restated, other_arithmetic, other_model])
-def test_what_does_not_prove_this_is_not_taken(copied, change) -> None:
-    """Another property's, model's or arithmetic's certificate, or half of one, is no proof: the image is proved anew."""
-    folder = change(copied)
-    spec = proofs.load_vnnlib(folder.wanted(HARD).property, 64, 10)
-    assert (folder.known(HARD, spec) is None) == (change in (other_arithmetic, other_model))
+def contents(folder: ProofFolder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.folder.iterdir()}
+
+
+def check_proved_anew(folder: ProofFolder) -> None:
     row = next(certify(folder.graph, *_first(), AROUND, CONFIG, proofs=folder))
     assert row.verdict.status is Status.VERIFIED and row.verdict.engine != "certificate"
     wanted = folder.wanted(EASY)
     report = check(folder.graph.source, wanted.property, wanted.path)
     assert report.accepted and folder.arithmetic in ("auto", report.arithmetic)
+
+
+@pytest.mark.parametrize("change", [forged, restated, restated_only, unstated, no_certificate, other_arithmetic, other_model])
+def test_what_proves_something_else_is_no_proof_and_is_kept(copied, change) -> None:
+    """Another property's, model's or arithmetic's certificate is neither taken nor replaced: only a run that says so makes its own in its place."""
+    folder = change(copied)
+    spec = proofs.load_vnnlib(folder.wanted(HARD).property, 64, 10)
+    assert (folder.known(HARD, spec) is None) == (change in (other_arithmetic, other_model))
+    before = contents(folder)
+    with pytest.raises(VerifierError, match=r"image-0\.(cert|vnnlib) .*--overwrite"):
+        next(certify(folder.graph, *_first(), AROUND, CONFIG, proofs=folder))
+    assert contents(folder) == before
+    folder.overwrite = True
+    check_proved_anew(folder)
+    kept = [name for name in before if not name.startswith("image-0.")]
+    assert {name: before[name] for name in kept} == {name: contents(folder)[name] for name in kept}
+
+
+def test_a_damaged_proof_of_this_very_question_is_made_again(copied) -> None:
+    check_proved_anew(damaged(copied))
+
+
+def test_the_network_is_not_overwritten_by_a_certificate(digits: Path, tmp_path: Path) -> None:
+    shutil.copy(digits / "digits.onnx", tmp_path / "image-0.cert")
+    folder = ProofFolder(tmp_path, verifier.load_onnx(tmp_path / "image-0.cert"), overwrite=True)
+    with pytest.raises(VerifierError, match="would be overwritten"):
+        next(certify(folder.graph, *_first(), AROUND, CONFIG, proofs=folder))
+    assert (tmp_path / "image-0.cert").read_bytes() == (digits / "digits.onnx").read_bytes()
+
+
+def test_files_that_are_kept_are_seen_before_any_work(copied, monkeypatch) -> None:
+    """The last image's place is taken: no image is attacked or proved before that is said."""
+    monkeypatch.setattr("verifier.measure.certified.predict", lambda *given: pytest.fail("work"))
+    folder = other_model(copied)
+    for path in (folder.wanted(EASY).path, folder.wanted(EASY).property):
+        path.unlink()
+    with pytest.raises(VerifierError, match=r"image-1\.cert is there and is the certificate of another model"):
+        certified(folder.graph, folder)
 
 
 def test_where_root_bounds_do_not_do_the_solver_proves(graph, tmp_path: Path, monkeypatch) -> None:

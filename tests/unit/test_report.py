@@ -138,7 +138,7 @@ def _svg(text: str) -> ElementTree.Element:
 def test_marks_lie_where_the_numbers_are() -> None:
     """Marker heights in the drawing are an affine function of the values: the three points of a method give its slope and its test."""
     values = {0.5: 0.9, 0.75: 0.6, 0.875: 0.2}
-    rows = check_rows([network(str(s), method="magnitude", sparsity=s, certified=v, certified_upper=v, clean=v) for s, v in values.items()])
+    rows = check_rows([network(str(s), method="magnitude", sparsity=s, certified=v, certified_upper=v, clean=v, pgd=v) for s, v in values.items()])
     drawing = next(d for d in figures.panels(rows, figures.looks(["magnitude"]), "p") if d.title == "Clean accuracy")
     marks = [(float(e.get("x")), float(e.get("y"))) for e in _svg(drawing.svg).iter() if e.tag.endswith("use") and "--c0" in e.get("style", "")]
     x, y = np.array(sorted(marks)[-3:]).T
@@ -190,6 +190,33 @@ def test_bars_of_stability_fill_each_layer() -> None:
 def _pixels(address: str) -> np.ndarray:
     file = io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,")))
     return np.rint(255 * imread(file, format="png"))[..., :3].astype(int)
+
+
+NAMES = (
+    "a$\\frac$b", "$", "$x$", "</text></svg><script>s()</script>",
+    'url(#p0 id="y" &amp; #0072b2', "one\ntwo", "\0\x1b", "'DejaVu Sans'", "{{ 7 * 7 }}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_from_files_are_shown_as_they_are(tmp_path: Path, name: str) -> None:
+    """Layers, networks and methods may be called anything: nothing is read as mathematics, markup or part of the drawing."""
+    said = image(0, "verified")
+    rows = [network("dense"), network(name, method=name, sparsity=0.5, layers=[layer(name, 64, 8.0)], image_rows=[said])]
+    seen = Reader(page_of(tmp_path, rows))
+    assert not seen.open and set(seen.targets) <= set(seen.ids)
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    in_figure = shown if len(shown) <= 18 else "…" + shown[-17:]
+    assert any(text == in_figure for text in seen.texts), "in the figure"
+    pages = [page_of(tmp_path, given) for given in (rows, [network("dense")])]
+    assert len({page.count("<script") for page in pages}) == 1, "no more scripts than the page's own"
+
+
+def test_times_over_a_wide_range_have_plain_numbers_on_their_axis() -> None:
+    rows = check_rows([network(str(s), method="m", sparsity=s, seconds_per_image=t) for s, t in ((0.5, 0.001), (0.75, 0.1), (0.9, 10.0))])
+    drawing = next(d for d in figures.panels(rows, figures.looks(["m"]), "p") if d.title == "Verification time")
+    texts = [e.text for e in _svg(drawing.svg).iter() if e.tag.endswith("text")]
+    assert {"0.001", "0.01", "10"} <= set(texts) and not any("$" in (text or "") for text in texts)
 
 
 def test_pictures_show_image_counterexample_and_difference() -> None:

@@ -21,6 +21,14 @@ def test_rows_come_back_unchanged(tmp_path: Path) -> None:
     assert dump_rows(read_rows(path)) == path.read_text()
 
 
+def test_undecided_images_that_an_attack_took_are_not_in_the_upper_limit() -> None:
+    """Rows of runs that counted otherwise."""
+    (row,) = check_rows([network("dense", pgd=0.75, certified=0.5, certified_upper=0.875)])
+    assert row.certified_upper == 0.75
+    (row,) = check_rows([network("dense", pgd=None, certified=0.5, certified_upper=0.875)])
+    assert row.certified_upper == 0.875
+
+
 def _broken(change: Any) -> dict[str, Any]:
     row = copy.deepcopy(network("dense"))
     change(row)
@@ -36,10 +44,11 @@ def _broken(change: Any) -> dict[str, Any]:
         (lambda row: row.update(clean="0.5"), "key '0.clean' has the value '0.5'"),
         (lambda row: row.update(seconds_per_image=float("nan")), "key '0.seconds_per_image' has the value nan"),
         (lambda row: row.update(certified=0.7, certified_upper=0.6), "row 0: certified 0.7 is above certified_upper 0.6"),
+        (lambda row: row.update(certified=0.8, certified_upper=0.9), "row 0: certified 0.8 is above pgd 0.75: an attack took the label"),
         (lambda row: row["layers"][0]["ibp"].pop("active"), "key '0.layers.0.ibp.active' is missing"),
         (lambda row: row["image_rows"][1].update(verdict="proved"), "key '0.image_rows.1.verdict' has the value 'proved'"),
     ],
-    ids=["missing", "misspelt", "fraction", "text", "nan", "limits", "nested", "verdict"],
+    ids=["missing", "misspelt", "fraction", "text", "nan", "limits", "attack", "nested", "verdict"],
 )
 def test_a_broken_row_is_one_sentence(tmp_path: Path, change: Any, said: str) -> None:
     path = tmp_path / "results.json"

@@ -16,7 +16,7 @@ import verifier
 from tests import mlp as nets
 from tests.mlp import Mlp, near_truth, random_mlp
 from tests.small_models import absolute_value, dense_relu, vnnlib
-from verifier import solve
+from verifier.attack import confirm as gate
 from verifier.config import AttackConfig, BabConfig, Config
 from verifier.errors import VerifierError
 from verifier.graph.ir import Graph, Node
@@ -178,7 +178,7 @@ def lies(*outputs: float):
 @both
 def test_what_the_replay_denies_is_never_falsified(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is unsafe, its replay says otherwise: UNKNOWN with that reason, whatever found the point."""
-    monkeypatch.setattr(solve, "replay_graph", lies(1e3, 1e3))
+    monkeypatch.setattr(gate, "replay_graph", lies(1e3, 1e3))
     for seed in range(3):
         mlp = random_mlp(seed)
         case = near_truth(mlp, seed, -0.05)
@@ -192,7 +192,7 @@ def test_what_the_replay_denies_is_never_falsified(config: Config, monkeypatch: 
 @both
 def test_what_the_replay_claims_of_a_safe_network_is_not_asked(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay that calls every point unsafe: the bound proves the property first, or the gate's word counts; never a crash."""
-    monkeypatch.setattr(solve, "replay_graph", lies(-1e3, -1e3))
+    monkeypatch.setattr(gate, "replay_graph", lies(-1e3, -1e3))
     mlp = random_mlp(0)
     case = Case(-np.ones(3), np.ones(3), (Polytope(np.array([[1.0, 1.0]]), np.array([-100.0])),))
     verdict = verifier.verify(mlp.graph(), spec_of(mlp, case), config)
@@ -201,7 +201,7 @@ def test_what_the_replay_claims_of_a_safe_network_is_not_asked(config: Config, m
 
 @both
 def test_a_replay_of_nan_confirms_nothing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solve, "replay_graph", lies(np.nan, np.nan))
+    monkeypatch.setattr(gate, "replay_graph", lies(np.nan, np.nan))
     mlp = random_mlp(0)
     verdict = verifier.verify(mlp.graph(), spec_of(mlp, near_truth(mlp, 0, -0.05)), replace(config, timeout_s=5))
     assert verdict.status is Status.UNKNOWN

@@ -191,13 +191,16 @@ def test_no_worker_stays_behind_a_supervisor_that_is_killed(files) -> None:
     assert child.returncode == -signal.SIGKILL
 
 
+MORE_COMMANDS = [pytest.param(words.split(), marks=pytest.mark.slow) for words in ("verify --json", "bounds", "--help", "--version")]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-@pytest.mark.parametrize("command", [["verify"], ["verify", "--json"], ["info"], ["bounds"], ["--help"], ["verify", "--help"], ["--version"]])
+@pytest.mark.parametrize("command", [["verify"], ["info"], ["verify", "--help"], *MORE_COMMANDS])
 @pytest.mark.parametrize("way", ["> /dev/full", ">&-", "| true"])
 def test_a_stdout_that_takes_nothing(files, command: list[str], way: str) -> None:
     if command[-1] not in ("--help", "--version"):
-        command = [*command, *files[: 1 if command == ["info"] else 2]]
-    line = f'set -o pipefail; "$0" -m verifier.cli "$@" {"| (exec <&-; sleep 4)" if way == "| true" else way}'
+        command = [*command, *(files[:1] if command == ["info"] else files)]
+    line = f'set -o pipefail; "$0" -m verifier.cli "$@" {"| (exec <&-; sleep 5)" if way == "| true" else way}'
     child = subprocess.run(["bash", "-c", line, sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
     assert (child.returncode, child.stdout) == (2, "")
     assert child.stderr.startswith("verifier: Cannot write to stdout: ") and len(child.stderr.splitlines()) == 1

@@ -101,7 +101,8 @@ def test_stability_refuses_what_it_does_not_know() -> None:
 
 def test_a_summary_has_both_ends_and_the_attack() -> None:
     def row(predicted: int, status: Status, engine: str = "") -> ImageRow:
-        return ImageRow(0, 1, predicted, Verdict(status, Reason.PROVED, "", 0.25, engine=engine))
+        margin = -0.5 if engine == "PGD" else 0.5
+        return ImageRow(0, 1, predicted, Verdict(status, Reason.PROVED, "", 0.25, engine=engine), margin)
 
     falsified = Status.FALSIFIED
     rows = [row(1, Status.VERIFIED), row(1, falsified, "PGD"), row(1, falsified, "a corner of a bound"), row(2, falsified), row(1, Status.UNKNOWN)]

@@ -33,7 +33,8 @@ def scaled(path: Path, dtype: type = np.float32, weight: float = 1.0, bias: floa
         helper.make_node("Relu", ["x"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"]),
     ]  # fmt: skip
     ends = [helper.make_tensor_value_info(name, kind, (1, 1)) for name in "xy"]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], constants), opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return path
 
 
@@ -119,7 +120,8 @@ def test_a_comparison_with_a_rounded_input_must_hold_either_way(tmp_path: Path) 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_the_box_holds_the_largest_numbers_of_the_type(dtype: type) -> None:
     for text in ("0.1", "0.30000001192092895", "1e-7", "0.333251953125", "12.34567890123456789", "6e-8"):
-        for low, high in ((f"(>= X_0 {text})", "(<= X_0 100)"), (f"(> X_0 {text})", "(<= X_0 100)"), ("(>= X_0 -1)", f"(<= X_0 {text})"), ("(>= X_0 -1)", f"(< X_0 {text})")):
+        lows, highs = [(f"({op} X_0 {text})", "(<= X_0 100)") for op in (">=", ">")], [("(>= X_0 -1)", f"({op} X_0 {text})") for op in ("<=", "<")]
+        for low, high in (*lows, *highs):
             assertions = "".join(f"(assert {a})" for a in (low, high, "(<= Y_0 0)"))
             case, = normalize(parse_vnnlib1("(declare-const X_0 Real)(declare-const Y_0 Real)" + assertions)).cases
             least, largest, lost = numbers_within(case, dtype)

@@ -38,7 +38,7 @@ ROUNDING = 2.0**-24  # margins that differ by less, relative to the same, are no
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """x `(n_in,)` in the region of case `case`, of the type that was searched in; the search saw it in polytope `polytope` with this margin (nan: not evaluated)."""
+    """x `(n_in,)` in the region of case `case`, of the type that was searched in; seen in polytope `polytope` with this margin (nan: not so)."""
 
     case: int
     polytope: int

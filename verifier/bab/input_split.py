@@ -49,12 +49,15 @@ class Boxes:
     def take(self, index: Tensor | slice) -> Boxes:
         return Boxes(self.problem, self.lower[index], self.upper[index], self.share[index], self.id[index], self.more[index])
 
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.lower, self.upper, self.share, self.id))
+
 
 @dataclass(slots=True)
 class InputSearch:
     """Open boxes of one `problem`: `parts`, the last one worked on first, each of this problem or of one restricted to a box.
 
-    `volume`: the share of the region that is closed; `log`: what happened.
+    `volume`: the share of the region that is closed; `stuck`: a box that is too thin to be split; `full`: the memory is used; `log`: what happened.
     """
 
     key: int
@@ -65,26 +68,32 @@ class InputSearch:
     volume: float = 0.0
     falsified: bool = False
     stuck: bool = False
+    full: bool = False
     lowest: float | None = None
     log: BoxLog = field(default_factory=BoxLog)
 
     @property
     def decided(self) -> bool:
-        return self.falsified or self.stuck or not self.parts
+        return self.falsified or self.stuck or self.full or not self.parts
 
     @property
     def proved(self) -> bool:
-        return not self.falsified and not self.stuck and not self.parts
+        return not self.falsified and not self.stuck and not self.full and not self.parts
 
     def open_boxes(self) -> int:
         return sum(len(part) for part in self.parts)
+
+    def nbytes(self) -> int:
+        """What the open boxes, the problems that are restricted to some of them, and the log take."""
+        problems = {id(part.problem): part.problem.A.nbytes + part.problem.W.nbytes for part in self.parts if part.problem is not self.problem}
+        return sum(part.nbytes() for part in self.parts) + sum(problems.values()) + self.log.nbytes()
 
     def reopen(self, lacking: Sequence[tuple[int, int, float]]) -> None:
         """A checker refuses leaves, in pre-order: (leaf, polytope, the margin that it needs).
 
         Their halves are open. The margin is theirs alone, and half as large on their own halves: what is lacked on a box, parts may not lack.
         """
-        if not all(math.isfinite(margin) for *_, margin in lacking):
+        if self.problem.n == 0 or not all(math.isfinite(margin) for *_, margin in lacking):
             self.stuck = True
             return
         leaves, index = walk(self.log.tree, [0]).leaf, sorted({leaf for leaf, *_ in lacking})
@@ -101,20 +110,26 @@ class InputSearch:
 
 
 def input_search(key: int, problem: ReducedProblem) -> InputSearch:
+    """A search of the whole region; it has nothing to do where there are no rows."""
     search, one = InputSearch(key, problem), torch.ones(1, problem.n, dtype=problem.A.dtype, device=problem.A.device)
     name = torch.tensor([search.log.tree.roots(1)], device=one.device)
-    share, more = torch.ones(1, dtype=torch.float64, device=one.device), one.new_zeros(1, len(problem.polytope))
-    search.parts.append(Boxes(problem, -one, one, share, name, more))
+    if len(problem.b_o):
+        share, more = torch.ones(1, dtype=torch.float64, device=one.device), one.new_zeros(1, len(problem.b_o))
+        search.parts.append(Boxes(problem, -one, one, share, name, more))
     return search
 
 
 @dataclass(frozen=True, slots=True)
 class InputSplitConfig:
-    """`batch` boxes a round within `memory_bytes`; a problem of more than `shrink_above` neurons is restricted to each box."""
+    """`batch` boxes a round within `memory_bytes`; a problem of more than `shrink_above` neurons is restricted to each box; `frontier_bytes` for the
+
+    open boxes and the log.
+    """
 
     batch: int = 512
     memory_bytes: int = 2**28
     shrink_above: int = 400
+    frontier_bytes: int = 2 * 2**30
 
 
 def advance_boxes(search: InputSearch, config: InputSplitConfig, oracle: Oracle, deadline: Deadline, listener: Listener = silent) -> None:
@@ -133,6 +148,7 @@ def advance_boxes(search: InputSearch, config: InputSplitConfig, oracle: Oracle,
             search.parts.append(part.take(slice(None, -size)))
             part = part.take(slice(-size, None))
         _round(search, part, oracle)
+        search.full |= bool(search.parts) and search.nbytes() > config.frontier_bytes
         listener(Progress("input splits", time.monotonic() - begin, search.lowest, search.open_boxes(), search.closed))
 
 
@@ -229,8 +245,8 @@ def _halve(search: InputSearch, part: Boxes, axis: Tensor) -> Boxes:
     left[at, axis] = middle
     right[at, axis] = middle
     name = search.log.split(part.id, axis, middle, part.problem.inputs).view(-1, 2).T.flatten()
-    share, more = (torch.cat([both, both]) / 2 for both in (share, part.more))
-    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), share, name, more)
+    both = lambda t: torch.cat([t, t]) / 2  # noqa: E731
+    return Boxes(part.problem, torch.cat([lower, right]), torch.cat([left, upper]), both(share), name, both(part.more))
 
 
 def _offer(search: InputSearch, problem: ReducedProblem, lower: Tensor, upper: Tensor, row: Tensor, oracle: Oracle) -> bool:

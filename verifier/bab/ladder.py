@@ -92,12 +92,12 @@ def _few_inputs(search: Search, climb: Climb) -> Outcome:
     """Input splits first; ReLU splits for the longer, the smaller the share of the region that those closed in a second."""
     boxes = input_search(search.key, search.problem)
     _split_inputs(boxes, climb, FIRST_TURN_S if search.problem.unstable <= MANY_NEURONS else 0.3 * climb.deadline.left_s())
-    if not boxes.decided or boxes.stuck:
-        share = 0.7 if boxes.volume == 0 else 0.3 if boxes.volume < VISIBLE else 0.0
-        if boxes.stuck or share:
-            turn = climb.deadline.left_s() * (1.0 if boxes.stuck else share)
-            outcome = _relu_splits(search, replace(climb, deadline=climb.deadline.sooner(turn)))
-            if outcome.proved or outcome.falsified or boxes.stuck:
+    at_end = boxes.stuck or boxes.full
+    if not boxes.decided or at_end:
+        share = 1.0 if at_end else 0.7 if boxes.volume == 0 else 0.3 if boxes.volume < VISIBLE else 0.0
+        if share:
+            outcome = _relu_splits(search, replace(climb, deadline=climb.deadline.sooner(share * climb.deadline.left_s())))
+            if outcome.proved or outcome.falsified or at_end:
                 return replace(outcome, domains=outcome.domains + boxes.domains)
         _split_inputs(boxes, climb, climb.deadline.left_s())
     return outcome_of_boxes(boxes, search.domains, dict(search.splits))
@@ -105,11 +105,11 @@ def _few_inputs(search: Search, climb: Climb) -> Outcome:
 
 def outcome_of_boxes(boxes: InputSearch, domains: int = 0, splits: Mapping[tuple[int, int], int] = MappingProxyType({})) -> Outcome:
     by, count = boxes if boxes.proved else None, boxes.domains + domains
-    return Outcome(boxes.proved, boxes.falsified, boxes.lowest, count, "input splits", boxes.stuck, splits=splits, by=by)
+    return Outcome(boxes.proved, boxes.falsified, boxes.lowest, count, "input splits", boxes.stuck, boxes.full, splits, by)
 
 
 def _split_inputs(boxes: InputSearch, climb: Climb, seconds: float) -> None:
-    advance_boxes(boxes, InputSplitConfig(), climb.oracle, climb.deadline.sooner(seconds), climb.listener)
+    advance_boxes(boxes, InputSplitConfig(frontier_bytes=climb.config.frontier_bytes), climb.oracle, climb.deadline.sooner(seconds), climb.listener)
 
 
 def _relu_splits(search: Search, climb: Climb) -> Outcome:

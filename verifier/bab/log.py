@@ -266,10 +266,15 @@ class BoxLog:
 
     tree: Tree = field(default_factory=Tree)
     closed: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    size: int = 0
 
     def close(self, regions: Tensor, lower: Tensor, weight: Tensor) -> None:
         if len(regions):
             self.closed.append((regions, lower, weight))
+            self.size += regions.nbytes + lower.nbytes + weight.nbytes
+
+    def nbytes(self) -> int:
+        return self.size + self.tree.nbytes()
 
     def split(self, parent: Tensor, axis: Tensor, point: Tensor, inputs: InputMap) -> Tensor:
         """The children's numbers `(2 M,)`, x <= point first, parent after parent, of splits at scaled inputs `axis` at scaled points."""

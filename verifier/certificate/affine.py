@@ -89,12 +89,21 @@ def align(value: np.ndarray, rank: int) -> np.ndarray:
     return value.reshape(len(value), *(1,) * (rank + 1 - value.ndim), *value.shape[1:])
 
 
-def windows(value: np.ndarray, node: Node, kernel: tuple[int, ...], before: tuple[int, ...], fill: Any) -> np.ndarray:
-    """A view of each window, `(B, C, *spatial)` to `(B, C, *kernel, *outputs)`: padded or cropped until exactly node.shape's windows fit."""
-    rank = len(kernel)
+def steps_of(node: Node, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Strides and dilations of a node's windows; a transposed convolution's are those of the convolution that it is."""
     strides, dilations = ((tuple(node.attributes.get(key) or (1,) * rank)) for key in ("strides", "dilations"))
-    strides = (1,) * rank if node.op == "ConvTranspose" else strides
-    outputs = node.shape[2:]
+    return (1,) * rank if node.op == "ConvTranspose" else strides, dilations
+
+
+def windows(
+    value: np.ndarray, node: Node, kernel: tuple[int, ...], before: tuple[int, ...], fill: Any, outputs: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """A view of each window, `(B, C, *spatial)` to `(B, C, *kernel, *outputs)`: padded or cropped until exactly the outputs' windows fit.
+
+    The outputs are node.shape's where no other sizes are given.
+    """
+    strides, dilations = steps_of(node, len(kernel))
+    outputs = node.shape[2:] if outputs is None else outputs
     reach = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(outputs, strides, kernel, dilations, strict=True)]
     for axis, (front, size) in enumerate(zip(before, reach, strict=True), 2):
         if front < 0:
@@ -135,19 +144,40 @@ def _conv_transpose(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.nd
 
 
 def _convolved(node: Node, value: np.ndarray, weight: np.ndarray, before: tuple[int, ...]) -> np.ndarray:
-    """`(B, 1, C, *spatial)` to `(B, 1, C_out, *outputs)`; each chunk of columns is one matrix product a group."""
+    """`(B, 1, C, *spatial)` to `(B, 1, C_out, *outputs)`; each chunk of columns is one matrix product a group, over the outputs that it reaches."""
     value, group = value[:, 0], node.attributes.get("group", 1)
     own, taps, places = len(weight) // group, prod(weight.shape[1:]), prod(node.shape[2:])
-    size, result = max(1, CHUNK // (taps * places * group)), np.empty((len(value), *node.shape), value.dtype)
+    size, result = max(1, CHUNK // (taps * places * group)), np.zeros((len(value), *node.shape[1:]), value.dtype)
 
     def chunk(start: int) -> None:
-        view = windows(value[start:start + size], node, weight.shape[2:], before, 0)
-        patches = np.moveaxis(view, 0, -1 - len(node.shape[2:])).reshape(group, taps, -1)
-        found = (weight.reshape(group, own, taps) @ patches).reshape(len(weight), -1, places).swapaxes(0, 1)
-        result[start:start + size] = found.reshape(-1, *node.shape)
+        part = value[start:start + size]
+        reached = _reached(part, node, weight.shape[2:], before)
+        if reached is None:
+            return
+        moved = tuple(p - r.start * s for p, r, s in zip(before, reached, steps_of(node, len(before))[0]))
+        counts = tuple(r.stop - r.start for r in reached)
+        view = windows(part, node, weight.shape[2:], moved, 0, counts)
+        patches = np.moveaxis(view, 0, -1 - len(counts)).reshape(group, taps, -1)
+        found = (weight.reshape(group, own, taps) @ patches).reshape(len(weight), -1, *counts).swapaxes(0, 1)
+        result[(slice(start, start + size), slice(None), *reached)] = found
 
     spread(chunk, range(0, len(value), size))
-    return result
+    return result.reshape(-1, *node.shape)
+
+
+def _reached(part: np.ndarray, node: Node, kernel: tuple[int, ...], before: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """The outputs, axis by axis, whose windows hold anything but zeros; None where there are none."""
+    found, filled = [], part.any((0, 1))
+    for axis, (front, k, step, dilation) in enumerate(zip(before, kernel, *steps_of(node, len(kernel)))):
+        places = np.nonzero(filled.any(tuple(other for other in range(filled.ndim) if other != axis)))[0]
+        if not len(places):
+            return None
+        first = -(-(int(places[0]) + front - (k - 1) * dilation) // step)
+        last = (int(places[-1]) + front) // step
+        found.append(slice(max(0, first), min(node.shape[2 + axis], last + 1)))
+        if found[-1].start >= found[-1].stop:
+            return None
+    return tuple(found)
 
 
 def _average(node: Node, inputs: list[np.ndarray], weigh: Weigh) -> np.ndarray:

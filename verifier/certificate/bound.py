@@ -106,13 +106,10 @@ class Problem:
         u, end = len(self.b), len(self.b) + len(name)
         W = np.zeros((end, end), self.W.dtype)
         W[:u, :u], W[u:, :u] = self.W, rows.w
-        new = {"A": rows.a, "b": rows.b, "noise": rows.slack, "lower": lower, "upper": upper, "name": name}
+        new = {"b": rows.b, "noise": rows.slack, "lower": lower, "upper": upper, "name": name}
         joined = {key: np.concatenate([getattr(self, key), value]) for key, value in new.items()}
-        return replace(self, W=W, blocks=(*self.blocks, Block(u, end, kind)), **joined)
-
-    def with_inputs(self, count: int) -> Problem:
-        """With `count` more inputs that no neuron reads yet."""
-        return replace(self, A=np.concatenate([self.A, np.zeros((len(self.A), count), self.A.dtype)], 1))
+        A = np.concatenate([widened(self.A, rows.a.shape[1]), rows.a])
+        return replace(self, A=A, W=W, blocks=(*self.blocks, Block(u, end, kind)), **joined)._knowing(self)
 
     def neurons(self, index: np.ndarray, sign: np.ndarray) -> Rows:
         """sign * z of the neurons `index (K,)`."""
@@ -128,12 +125,31 @@ class Problem:
     @cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """max |h| `(U,)`, and for z the sum of its absolute terms with max |z|, `(U,)`: what roundings are relative to."""
-        most = np.maximum(abs(self.lower), abs(self.upper))
-        h = most + 0
-        for start, end, kind in self.blocks:
-            if kind != RELU:
-                h[start:end] = most[start:end] ** 2 if kind == "square" else 1 + most[start:end]
-        return h, abs(self.A).sum(1) + abs(self.W) @ h + abs(self.b) + most
+        return self._measured(0, (self.b[:0], self.b[:0]))
+
+    @cached_property
+    def reads(self) -> tuple[int, ...]:
+        """How many inputs each block reads: later ones are errors that were no symbols yet."""
+        return self._read(0)
+
+    def _measured(self, first: int, known: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        h, size = known
+        for start, end, kind in self.blocks[first:]:
+            own = slice(start, end)
+            most = np.maximum(abs(self.lower[own]), abs(self.upper[own]))
+            size = np.concatenate([size, abs(self.A[own]).sum(1) + abs(self.W[own, :start]) @ h + abs(self.b[own]) + most])
+            h = np.concatenate([h, {RELU: most, "square": most * most}.get(kind, 1 + most)])
+        return h, size
+
+    def _read(self, first: int) -> tuple[int, ...]:
+        last = [np.nonzero((self.A[start:end] != 0).any(0))[0] for start, end, _ in self.blocks[first:]]
+        return tuple(int(found[-1]) + 1 if len(found) else 0 for found in last)
+
+    def _knowing(self, part: Problem) -> Problem:
+        """This problem, of which `part` is the first blocks, with what is worked out of it already."""
+        count = len(part.blocks)
+        self.__dict__.update(sizes=self._measured(count, part.sizes), reads=part.reads + self._read(count))
+        return self
 
 
 class Multipliers(NamedTuple):
@@ -146,6 +162,11 @@ class Multipliers(NamedTuple):
 
 
 DEFAULT = Multipliers()
+
+
+def widened(A: np.ndarray, count: int) -> np.ndarray:
+    """With zeros for inputs that are new."""
+    return np.concatenate([A, np.zeros((len(A), count - A.shape[1]), A.dtype)], 1) if count > A.shape[1] else A
 
 
 def _over_box(a: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
@@ -188,41 +209,45 @@ def minimum(kind: str, c: np.ndarray, nu: np.ndarray, lower: np.ndarray, upper: 
 
 
 def proved(
-    problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, nu: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None
+    problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, nu: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None,
+    c: np.ndarray | None = None,
 ) -> np.ndarray:
     """The rule: lower bounds `(..., K)` of the rows where lower <= z <= upper, for any `nu (..., K, U)`; infinite where an interval is empty.
 
-    The inputs lie in [-1, 1]^n or in a box within it, given as `inputs`: centre and radius `(..., n)`.
+    The inputs lie in [-1, 1]^n or in a box within it, given as `inputs`: centre and radius `(..., n)`. `c` is w + nu W where that is known.
     """
     arithmetic, stop = problem.arithmetic, nu.shape[-1]
-    c = np.broadcast_to(rows.w[..., :stop], nu.shape).copy()
+    known, a = c is not None, np.broadcast_to(rows.a, (*nu.shape[:-1], rows.a.shape[-1])).copy()
+    c = c if known else np.broadcast_to(rows.w[..., :stop], nu.shape).copy()
     total = rows.b + nu @ problem.b[:stop] - abs(nu) @ problem.noise[:stop]
-    for start, end, _ in problem.blocks:
-        if end <= stop:
-            c[..., :start] += times(nu[..., start:end], problem.W[start:end, :start])
+    for (start, end, _), reads in zip(problem.blocks, problem.reads):
+        if end <= stop and nu[..., start:end].any():
+            a[..., :reads] += times(nu[..., start:end], problem.A[start:end, :reads])
+            if not known:
+                c[..., :start] += times(nu[..., start:end], problem.W[start:end, :start])
     for start, end, kind in problem.blocks:
-        if end <= stop:
-            at = (..., slice(start, end))
+        at = (..., slice(start, end))
+        if end <= stop and (nu[at].any() or c[at].any()):
             total = total + minimum(kind, c[at], nu[at], lower[at], upper[at]).sum(-1)
-    a = rows.a + times(nu, problem.A[:stop])
     total = total + problem.least(a, inputs)
     h, size = (part[:stop] for part in problem.sizes)
     terms = abs(rows.b) + abs(rows.a).sum(-1) + abs(rows.w[..., :stop]) @ h + abs(nu) @ (size + problem.noise[:stop]) + rows.slack
-    total = total - rows.slack - arithmetic.room(8 * (stop + problem.A.shape[1] + 16), terms)
+    total = total - rows.slack - arithmetic.room(8 * (stop + a.shape[-1] + 16), terms)
     sane = (abs(total) < HUGE) & (abs(c) < HUGE).all(-1) & (abs(nu) < HUGE).all(-1)  # NaN is not
     return np.where((lower[..., :stop] > upper[..., :stop]).any(-1), np.inf, np.where(sane, total, -np.inf))
 
 
-def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers, stop: int) -> np.ndarray:
-    """nu `(..., K, stop)`: CROWN's backward pass with the given multipliers. Nothing depends on its being right."""
+def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, given: Multipliers, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """nu `(..., K, stop)` by CROWN's backward pass with the given multipliers, which need not be right, and c = w + nu W in float64."""
     lower, upper, w, W = (np.asarray(part[..., :stop], np.float64) for part in (lower, upper, rows.w, problem.W))
     c = np.broadcast_to(w, np.broadcast_shapes(w.shape, lower.shape)).copy()
     nu = np.empty_like(c)
     pick = lambda part, at: None if part is None else part[..., at]  # noqa: E731
     for start, end, kind in reversed(problem.blocks):
-        if end > stop:
-            continue
         at = slice(start, end)
+        if end > stop or (given.nu is None and given.beta is None and not c[..., at].any()):
+            nu[..., at] = 0  # nothing depends on the block
+            continue
         below, above = slopes(kind, lower[..., at], upper[..., at], pick(given.alpha, at))
         nu[..., at] = c[..., at] * np.where(c[..., at] > 0, below, above)
         if given.beta is not None:
@@ -230,7 +255,7 @@ def recipe(problem: Problem, rows: Rows, lower: np.ndarray, upper: np.ndarray, g
         if given.nu is not None:
             nu[..., at] = np.where(given.given[at], given.nu[..., at], nu[..., at])
         c[..., :start] += times(nu[..., at], W[at, :start])
-    return nu
+    return nu, c
 
 
 def times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -244,9 +269,10 @@ def bound(
 ) -> np.ndarray:
     """`proved` with the recipe's multipliers, over the neurons before `stop`."""
     stop = len(problem.b) if stop is None else stop
-    nu = recipe(problem, rows, lower, upper, given, stop)
-    nu = problem.arithmetic.array(nu) if isinstance(problem.arithmetic, Exact) else nu
-    return proved(problem, rows, lower[..., :stop], upper[..., :stop], nu, inputs)
+    nu, c = recipe(problem, rows, lower, upper, given, stop)
+    if isinstance(problem.arithmetic, Exact):
+        nu, c = problem.arithmetic.array(nu), None
+    return proved(problem, rows, lower[..., :stop], upper[..., :stop], nu, inputs, c)
 
 
 def bound_both_sides(problem: Problem, rows: Rows, index: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:

@@ -207,7 +207,7 @@ class BoxProof:
         for k, polytope in enumerate(worst):
             weight[k, self.polytopes[polytope][1]] = 1
         rows, free = problem.rows, len(problem.free)
-        nu = recipe(problem, rows, low[:, None], high[:, None], DEFAULT, len(problem.b))
+        nu, _ = recipe(problem, rows, low[:, None], high[:, None], DEFAULT, len(problem.b))
         moved = (abs(rows.a + nu @ problem.A) + abs(rows.a) + abs(nu) @ abs(problem.A))[..., :free]
         return (weight[..., None] * moved).sum(1), (weight * lost(problem, nu)).max(1)
 

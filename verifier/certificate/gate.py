@@ -21,10 +21,11 @@ from verifier.bab.budget import Deadline
 from verifier.certificate.arithmetic import ROUNDED, RUNTIMES
 from verifier.certificate.case import Case, Failure
 from verifier.certificate.property import Property, covered, property_digest, read_property
-from verifier.certificate.schema import Record, make_room, write_header, write_record
+from verifier.certificate.schema import MAGIC, CertificateError, Record, read_records, write_header, write_record
 from verifier.config import CertificateConfig
 from verifier.errors import OutOfTime, SpecError, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
+from verifier.graph.onnx_file import model_digest
 from verifier.graph.onnx_load import load_onnx
 from verifier.spec.spec import Ball, Polytope, Spec
 from verifier.spec.spec import Case as Asked
@@ -60,7 +61,7 @@ class Gate:
         if wanted is not None:
             _check_wanted(network, spec)
             _property(spec, wanted)
-            make_room(wanted.path)
+            make_room(wanted, network.source)
             try:
                 self._file = tempfile.TemporaryFile(dir=wanted.path.parent)  # noqa: SIM115  (`close` ends it)
             except OSError as error:
@@ -199,6 +200,38 @@ def _states_polytope(stated: tuple[np.ndarray, np.ndarray, np.ndarray], asked: P
     output, offset, given = stated
     own = np.zeros_like(given) if asked.input is None else asked.input
     return np.array_equal(output, asked.output) and np.array_equal(given, own) and bool((offset >= asked.offset).all())
+
+
+def make_room(wanted: CertificateConfig, model: str | Path) -> None:
+    """No older certificate lies where the new one goes.
+
+    Raises:
+        CertificateError: something else lies there, or a certificate of another model or property that is not to be overwritten: it is kept.
+    """
+    path = wanted.path
+    try:
+        if path.exists() and not path.is_file():
+            raise CertificateError(f"{path} is there and is no certificate; it would be overwritten: give the certificate another name.")
+        if path.exists() and path.stat().st_size:
+            _check_room(wanted, model)
+        path.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"Cannot write the certificate {path}: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _check_room(wanted: CertificateConfig, model: str | Path) -> None:
+    path = wanted.path
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise CertificateError(f"{path} is there and is no certificate; it would be overwritten: give the certificate another name.")
+        try:
+            head = next(read_records(file, str(path))).fields
+        except CertificateError:
+            return  # half of one, which proves nothing
+    own = {"model": model_digest(model), "property": property_digest(wanted.property)}
+    other = next((what for what, digest in own.items() if head.get(what) != digest), None)
+    if other is not None and not wanted.overwrite:
+        raise CertificateError(f"{path} is there and is the certificate of another {other}: give another name, or --overwrite to lose it.")
 
 
 def _property(spec: Spec, wanted: CertificateConfig | None) -> Property | None:

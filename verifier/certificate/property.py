@@ -29,7 +29,7 @@ MOST_BYTES, MOST_UNPACKING, SMALL_BYTES = 2**28, 128, 2**25
 LEAST, LARGEST = 2.0**-1022, 2.0**100
 """Sizes of the numbers that are read: coefficients that are not 0, and offsets, which may also be smaller."""
 _NUMERAL = r"[-+]?(?=\.?[0-9])[0-9]{0,999}(?:\.[0-9]{0,999})?(?:[eE][-+]?[0-9]{1,4})?"
-_WORD = re.compile(  # a comparison, in an assert or not; a declaration; a comment; a quotation, one word whatever it holds; any other word; a waste of spaces
+_WORD = re.compile(  # a comparison, in an assert or not; a declaration; a comment; a quotation, whatever it holds; any other word; many spaces
     rf"\(\s*(assert\s*\(\s*)?([<>]=?)\s+([XY]_[0-9]+)\s+({_NUMERAL}|[XY]_[0-9]+)\s*\)(?(1)\s*\))|\(\s*declare-const\s+([XY]_[0-9]+)\s+Real\s*\)"
     r"""|;[^\n]*|"[^"]*"|\|[^|]*\||[()"|]|[^\s();"|]+|\s{64,}"""
 )
@@ -171,6 +171,9 @@ class _Reader:
             else:
                 several.append(union)
         for union in several:
+            if result == [{}]:
+                result = union
+                continue
             found: dict[frozenset, Part] = {}
             for left, right in product(result, union):
                 both = dict(left)
@@ -299,8 +302,10 @@ def _meets(part: Part, whole: Part) -> bool:
     for form, offset in part.items():
         if len(form) == 1 and form[0][0][0] == "X":
             opposite = ((form[0][0], -form[0][1]),)
-            if any(opposite in known and _sign_of_sum(offset, known[opposite]) < 0 for known in (part, whole)):
-                return False
+            for known in (part, whole):
+                other = known.get(opposite)
+                if other is not None and -offset[0] >= other[0] and _sign_of_sum(offset, other) < 0:
+                    return False
     return True
 
 
@@ -323,7 +328,8 @@ def covered(prop: Property, cases: Iterable[tuple[np.ndarray, np.ndarray, Iterab
     A case is `(lower (n_in,), upper (n_in,), polytopes)`, a polytope `(output (R, n_out), offset (R,), input (R, n_in))`. Returns None, or the
     sentence that names a disjunct that is in no case.
     """
-    boxes, known = _Boxes(prop, np.dtype(dtype)), [(lower, upper, [_rows_of(*polytope) for polytope in polytopes]) for lower, upper, polytopes in cases]
+    boxes = _Boxes(prop, np.dtype(dtype))
+    known = [(lower, upper, [_rows_of(*polytope) for polytope in polytopes]) for lower, upper, polytopes in cases]
     waiting = dict.fromkeys(range(len(prop.disjuncts)))
     # Mostly case after case holds disjunct after disjunct; only what this leaves is compared with every case.
     for lower, upper, polytopes in known:

@@ -14,7 +14,8 @@ import numpy as np
 
 from verifier.certificate.affine import Affine, align, is_affine, windows
 from verifier.certificate.arithmetic import FLOAT32, LARGEST, LONGEST, Arithmetic, Exact, Runtime
-from verifier.certificate.bound import RELU, Ball, Problem, Rows, activation, bound_both_sides, center_and_radius
+from verifier.certificate.bound import RELU, Ball, Problem, Rows, activation, bound_both_sides, center_and_radius, widened
+from verifier.certificate.threads import spread
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
 
@@ -25,6 +26,8 @@ nearest one of the network's type (up to 4 u) are symbols up to so many, else co
 """
 LAYER_ERRORS, LARGE_LAYER_ERRORS = 2048, 6000
 """Most active neurons of one layer whose errors become symbols: more where there are few inputs, so that the columns stay few."""
+NOTICEABLE = 2.0**-13
+"""Share of the intervals' widths that a layer's errors must reach to become symbols."""
 MOST_EXACT = 100_000
 """Most weights of a network in rationals."""
 MOST = 2**30
@@ -153,7 +156,8 @@ class _Builder:
         if k > LONGEST:
             raise UnsupportedError(f"Node {node.name!r} sums {k:,} products: the checker follows up to {LONGEST:,}.")
         columns = affine.linear([value.columns for value in inputs])
-        columns = np.concatenate([columns[:1] + shift, columns[1:]]) if np.any(shift != 0) else columns
+        if np.any(shift != 0):
+            columns[0] += shift  # no view of the input: operations that only move values have no shift
         error, size, most = affine.absolute([np.stack(value[1:]) for value in inputs])
         error, size, most = (self.arithmetic.up(part) for part in (error, size + terms, most + terms))
         value = Value(columns, error, size, most)
@@ -211,9 +215,10 @@ class _Builder:
         """
         flat = self.grown(value).columns
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        both, step = np.stack([half, abs(middle)]), max(1, 2**23 // len(flat))
-        reach = np.concatenate([both @ abs(flat[1:, k:k + step]) for k in range(0, flat.shape[1], step)], 1)
-        center, size = flat[0] + middle @ flat[1:], self.arithmetic.up(abs(flat[0]) + reach.sum(0))
+        both, step = np.stack([half, abs(middle)]), max(1, 2**19 // len(flat))
+        parts = spread(lambda k: (both @ abs(flat[1:, k:k + step]), middle @ flat[1:, k:k + step]), range(0, max(1, flat.shape[1]), step))
+        reach, center = (np.concatenate(part, -1) for part in zip(*parts))
+        center, size = flat[0] + center, self.arithmetic.up(abs(flat[0]) + reach.sum(0))
         room = self.arithmetic.up(self.arithmetic.room(2 * len(flat) + EXTRA_TERMS, size) + value.error)
         lower, upper = center - reach[0] - room, center + reach[0] + room
         if (ball := self.problem.ball) is not None:
@@ -227,8 +232,10 @@ class _Builder:
         return lower, upper, size
 
     def _rows(self, flat: np.ndarray, index: np.ndarray, error: np.ndarray) -> Rows:
-        picked = flat[:, index].T
-        return Rows(picked[:, 1:][:, self.is_neuron], picked[:, 1:][:, ~self.is_neuron], picked[:, 0], error[index])
+        """The rows at `index` of columns `(1 + symbols, K)`."""
+        neurons = self.is_neuron[:len(flat) - 1]
+        w, a = (flat[np.ix_(np.nonzero(which)[0] + 1, index)].T for which in (neurons, ~neurons))
+        return Rows(w, a, flat[0, index], error[index])
 
     def activate(self, value: Value, kind: str, node: Node) -> Value:
         """s(value): ReLUs of known sign are substituted, everything else becomes a neuron.
@@ -246,18 +253,19 @@ class _Builder:
         stays = ~(active | dead) | np.isin(position, list(self.statement.kept))
         active = active & ~stays
         index = np.nonzero(stays)[0]
-        columns, error = value.columns * active, np.where(active, value.error, np.where(stays, 0, np.maximum(upper, 0)))
-        if self.runtime and 0 < active.sum() <= (LARGE_LAYER_ERRORS if len(self.problem.free) <= FEW_INPUTS else LAYER_ERRORS):
-            own = np.nonzero(active & (error > 0))[0]
-            columns = np.concatenate([columns, np.zeros((len(own), len(lower)), columns.dtype)])
-            columns[np.arange(len(columns) - len(own), len(columns)), own] = error[own]
-            size[own] = self.arithmetic.up(size[own] + error[own])
-            error[own] = 0  # of these alone: a dead one's error is no symbol
-            self._symbols(self.arithmetic.array(-np.ones(len(own))), self.arithmetic.array(np.ones(len(own))), False)
-        rows = self._rows(self.grown(value).columns, index, value.error)
-        columns = np.concatenate([columns, np.zeros((len(index), len(lower)), columns.dtype)])
-        columns[np.arange(len(columns) - len(index), len(columns)), index] = 1
+        error = np.where(active, value.error, np.where(stays, 0, np.maximum(upper, 0)))
+        few = self.runtime and active.sum() <= (LARGE_LAYER_ERRORS if len(self.problem.free) <= FEW_INPUTS else LAYER_ERRORS)
+        followed = few and value.error.sum() > NOTICEABLE * (upper - lower).sum()
+        own, before = np.nonzero(active & (error > 0))[0] if followed else index[:0], len(value.columns)
+        columns = np.zeros((before + len(own) + len(index), len(lower)), value.columns.dtype)
+        np.multiply(value.columns, active, out=columns[:before])
+        columns[np.arange(before, before + len(own)), own] = error[own]
+        columns[np.arange(before + len(own), len(columns)), index] = 1
+        size[own] = self.arithmetic.up(size[own] + error[own])
+        error[own] = 0  # of these alone: a dead one's error is no symbol
+        rows = self._rows(value.columns, index, value.error)
         self.problem = self.problem.appended(rows, lower[index], upper[index], kind, position[index])
+        self._symbols(self.arithmetic.array(-np.ones(len(own))), self.arithmetic.array(np.ones(len(own))), False)
         low, high = activation(kind, lower, upper)
         self._symbols(low[index], high[index], True)
         most = np.maximum(abs(low), abs(high))
@@ -266,20 +274,20 @@ class _Builder:
     def _symbols(self, low: np.ndarray, high: np.ndarray, neurons: bool) -> None:
         self.low, self.high = np.concatenate([self.low, low]), np.concatenate([self.high, high])
         self.is_neuron = np.concatenate([self.is_neuron, np.full(len(low), neurons)])
-        if not neurons:
-            self.problem = self.problem.with_inputs(len(low))
 
     def finish(self, value: Value, source: Value) -> Problem:
         """The problem with the statement's rows output @ y + input @ x - offset."""
-        value, source, s, array = self.grown(value), self.grown(source), self.statement, self.arithmetic.array
+        value, s, array = self.grown(value), self.statement, self.arithmetic.array
         output, given, offset = array(s.output), array(s.input), array(s.offset)
-        rows = output @ value.columns.T + given @ source.columns.T
+        rows = output @ value.columns.T
+        rows[:, :len(source.columns)] += given @ source.columns.T if s.input.any() else 0
         rows[:, 0] = rows[:, 0] - offset
         size = abs(output) @ value.size + abs(given) @ source.size + abs(offset)
         stated = (abs(output) @ value.most + abs(given) @ source.most + abs(offset)) * array(2.0**-52)  # decimals of the property, as floats
         terms = output.shape[1] + given.shape[1] + EXTRA_TERMS
         slack = self.arithmetic.up(stated + abs(output) @ value.error + abs(given) @ source.error + self.arithmetic.room(terms, size))
-        return replace(self.problem, rows=Rows(rows[:, 1:][:, self.is_neuron], rows[:, 1:][:, ~self.is_neuron], rows[:, 0], slack))
+        w, a = (rows[:, 1:][:, which] for which in (self.is_neuron, ~self.is_neuron))
+        return replace(self.problem, A=widened(self.problem.A, a.shape[1]), rows=Rows(w, a, rows[:, 0], slack))
 
 
 EXTRA_TERMS = 8

@@ -95,21 +95,6 @@ def open_certificate(path: str | Path) -> BinaryIO:
         raise CertificateError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
-def make_room(path: Path) -> None:
-    """No older certificate lies at the path any more; a CertificateError where something else lies there, which is kept."""
-    try:
-        if path.exists() and not (path.is_file() and _beginning(path) in (MAGIC, b"")):
-            raise CertificateError(f"{path} is there and is no certificate; it would be overwritten: give the certificate another name.")
-        path.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise CertificateError(f"Cannot write the certificate {path}: {getattr(error, 'strerror', None) or error}.") from None
-
-
-def _beginning(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(len(MAGIC))
-
-
 def read_records(file: BinaryIO, name: str) -> Iterator[Record]:
     """The records one by one, HEAD first and DONE last; `name` stands for the file in errors.
 

@@ -1,7 +1,8 @@
 """Graph and Node: the network, frozen, topologically ordered, with no bounds stored on it.
 
 Shapes. A node's `shape` is exactly the shape that ONNX gives its value for one sample (a dynamic dimension counts as 1), so a leading 1 that
-ONNX calls the batch is part of it. Execution and bounds put one more dimension in front, the batch of this package: `(B, *node.shape)`. All axes
+ONNX calls the batch is part of it; but a value without dimensions has the shape (1,).
+Execution and bounds put one more dimension in front, the batch of this package: `(B, *node.shape)`. All axes
 and permutations in attributes count from `node.shape`'s first dimension and are non-negative.
 
 Vocabulary (op: constants; attributes). `x` is the first input.
@@ -74,6 +75,10 @@ class Graph:
     input_type: str = "float32"
     raw: Graph | None = None
 
+    def __post_init__(self) -> None:
+        if not all(node.shape for node in self.nodes):
+            object.__setattr__(self, "nodes", tuple(map(_with_a_dimension, self.nodes)))
+
     @property
     def input(self) -> Node:
         return self.nodes[0]
@@ -105,3 +110,10 @@ class Graph:
         plain = lambda value: value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()  # noqa: E731
         nodes = tuple(replace(n, constants={k: plain(v) for k, v in n.constants.items()}) for n in self.nodes)
         return replace(self, nodes=nodes)
+
+def _with_a_dimension(node: Node) -> Node:
+    """A node whose value has no dimensions as one of shape (1,): what it does to its inputs stays right, for they broadcast."""
+    if node.shape:
+        return node
+    attributes = {**node.attributes, "perm": (0,)} if node.op == "Transpose" else node.attributes
+    return replace(node, shape=(1,), attributes=attributes)

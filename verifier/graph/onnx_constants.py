@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 from numpy.lib.stride_tricks import sliding_window_view
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
-from verifier.errors import ModelError, UnsupportedError
+from verifier.errors import UnsupportedError
 from verifier.graph.onnx_file import attributes_of, first_line
 from verifier.graph.onnx_lowering import OnnxNode, Shape, Variable, positive_axes, positive_axis
 from verifier.graph.onnx_resize import nearest_indices, targets
@@ -32,7 +32,7 @@ SAME_IN_ALL = frozenset("""
     ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterElements
     ScatterND Selu Shape Sigmoid Sign Sin Sinh Size Slice Softplus Softsign SpaceToDepth Split Sqrt Sub Tan Tanh ThresholdedRelu Tile TopK
     Transpose Trilu Where Xor
-""".split())
+""".split())  # noqa: SIM905  (a list of words)
 
 
 class Constants:
@@ -103,7 +103,7 @@ def _alone(proto: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int, 
 def _sizes_inferred(proto: NodeProto, inputs: tuple[np.ndarray | None, ...], opset: int) -> float | None:
     """How many values the outputs hold, as onnx infers it; None where it does not."""
     try:
-        graph = onnx.shape_inference.infer_shapes(_alone(proto, inputs, opset, known=True), data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(_alone(proto, inputs, opset, known=True)).graph
     except Exception:
         return None
     shapes = [info.type.tensor_type.shape.dim for info in graph.output if info.type.tensor_type.HasField("shape")]

@@ -11,7 +11,7 @@ _PICKS = frozenset("""
     GatherElements GatherND GlobalMaxPool Greater GreaterOrEqual Hardmax Identity IsInf IsNaN Less LessOrEqual Max MaxPool Min Neg NonZero Not
     OneHot Or Pad ReduceMax ReduceMin Relu Reshape Round Shape Sign Size Slice SpaceToDepth Split Squeeze Tile TopK Transpose Trilu Unique
     Unsqueeze Where Xor
-""".split())
+""".split())  # noqa: SIM905  (a list of words)
 # Sums of integers, and of products of two, are exact in any order up to here: float32 holds every integer below.
 _WHOLE = 2.0**24
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from verifier.errors import ModelError, ShapeError
-from verifier.graph.onnx_file import first_line, runnable_bytes
+from verifier.graph.onnx_file import expose_values, first_line, runnable_bytes
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
@@ -84,19 +84,26 @@ class OnnxRunner:
             raise ModelError(f"{self.name}: onnxruntime cannot run it: {first_line(error)}") from None
 
 
-def run_named(model: bytes, names: list[str], path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs of a model by name, for one flat sample; `path` is the file that it was made from.
+class NamedRunner:
+    """x `(n_in,)` to the values that a file's nodes give these names, by name: onnxruntime on the file with more outputs.
 
     Raises:
         ModelError: onnxruntime cannot load or run it.
     """
-    session = _session(model, path.parent, str(path))
-    source = session.get_inputs()[0]
-    shape = tuple(d if isinstance(d, int) and d > 0 else 1 for d in source.shape)
-    try:
-        return dict(zip(names, session.run(names, {source.name: x.reshape(shape)})))
-    except Exception as error:
-        raise ModelError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from None
+
+    def __init__(self, path: str | Path, names: set[str]) -> None:
+        data, self.names = expose_values(path, names)
+        self._path, self._session = path, _session(data, Path(path).parent, str(path)) if self.names else None
+
+    def __call__(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        if self._session is None:
+            return {}
+        source = self._session.get_inputs()[0]
+        shape = tuple(d if isinstance(d, int) and d > 0 else 1 for d in source.shape)
+        try:
+            return dict(zip(self.names, self._session.run(self.names, {source.name: x.reshape(shape)})))
+        except Exception as error:
+            raise ModelError(f"{self._path}: onnxruntime cannot run it: {first_line(error)}") from None
 
 
 def _session(data: bytes, folder: str | Path | None, name: str):

@@ -11,7 +11,7 @@ _BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 _KEEPS = frozenset("""
     Cast Concat Dropout Expand Flatten Gather Identity MaxPool GlobalMaxPool Max Min Clip Neg Abs Pad Relu Reshape Resize Slice Split Squeeze Tile
     Transpose Unsqueeze Upsample
-""".split())
+""".split())  # noqa: SIM905  (a list of words)
 _OTHER_TYPES = frozenset({"Resize", "Upsample", "Dropout"})
 
 
@@ -42,7 +42,7 @@ class Types:
         """Notes a cast that rounds; refuses one to a type that is narrower than any float in which the file gets its input."""
         if to not in _BITS:
             raise UnsupportedError(f"a cast of a value that depends on the input to {to}")
-        if _BITS[to] >= _BITS.get(kind, 0) and not (kind, to) == ("bfloat16", "float16"):
+        if _BITS[to] >= _BITS.get(kind, 0) and (kind, to) != ("bfloat16", "float16"):
             return
         if to in ("float16", "bfloat16") and self.source != to:
             raise UnsupportedError(f"a cast of a value that depends on the input from {kind} to {to}, which rounds it and may overflow")

@@ -4,6 +4,7 @@
     PGD        and projected gradient descent finds no point of its ball where it is wrong
     certified  and there is none, proved
 
+The attack comes first, and what it falsifies is falsified: certified accuracy and its upper limit never exceed PGD accuracy, nor that the clean one.
 Each is a share of all images that were asked for, with a lower and an upper limit: an image that was not reached, or not decided in its
 time, counts as wrong in the lower limit and as right in the upper one.
 """
@@ -16,32 +17,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from verifier.bab.budget import Listener, Progress, silent
-from verifier.config import AttackConfig, Config
+from verifier.config import Config
 from verifier.graph.ir import Graph
-from verifier.measure.certified import ImageRow, Perturbation, certify
+from verifier.measure.certified import ImageRow, Perturbation, certify, settled
 from verifier.verdict import Reason, Status
 
 if TYPE_CHECKING:
     from verifier.measure.proofs import ProofFolder
 
-PGD = AttackConfig(restarts=5, steps=40)
-PIECE = 64  # images attacked together: enough to fill a pass, few enough that rows appear soon
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One image's outcome; `pgd_margin` is the least margin that an attack found, None where none was made."""
+    """One image's outcome."""
 
     row: ImageRow
-    pgd_margin: float | None
+
+    @property
+    def pgd_margin(self) -> float | None:
+        return self.row.pgd_margin
 
     @property
     def correct(self) -> bool:
-        return self.row.predicted == self.row.label
+        return self.row.correct
 
     @property
     def survives(self) -> bool:
-        return self.correct and self.pgd_margin is not None and self.pgd_margin > 0
+        """An attack was made, and the label stands."""
+        return self.row.stands and self.row.pgd_margin is not None
 
     @property
     def margin(self) -> float | None:
@@ -58,7 +60,7 @@ def measure_accuracy(
     graph: Graph, images: np.ndarray, labels: np.ndarray, around: Perturbation, config: Config, listener: Listener = silent,
     proofs: ProofFolder | None = None,
 ) -> Iterator[Measured]:
-    """One outcome an image, in their order; `config.timeout_s` is for each image, and no attack is made where `config.attack` is None.
+    """One outcome an image, in their order, as `certify` has them.
 
     After an interruption, of which some of the verdicts tell, nothing more is begun.
 
@@ -77,34 +79,13 @@ def measure_accuracy(
             raise KeyboardInterrupt  # verdicts tell of the first one; this keeps the solver from beginning with further images
         listener(progress)
 
-    margins: list[float | None] = []
     try:
         for row in certify(graph, images, labels, around, config, told, proofs):
             interrupted |= row.verdict.reason is Reason.INTERRUPTED
-            if row.index == len(margins):
-                chosen = slice(row.index, row.index + PIECE)
-                margins += _attacked(graph, images[chosen], labels[chosen], around, config)
-            yield Measured(row, _least(margins[row.index], row))
+            yield Measured(row)
     except KeyboardInterrupt:
         if not interrupted:
             raise
-
-
-def _attacked(graph: Graph, images: np.ndarray, labels: np.ndarray, around: Perturbation, config: Config) -> list[float | None]:
-    if config.attack is None:
-        return [None] * len(images)
-    from verifier.measure.attacked import attacked_margins
-    from verifier.solve import device_of
-
-    return attacked_margins(graph, images, labels, around, PGD, config.seed, device_of(config.device)).tolist()
-
-
-def _least(margin: float | None, row: ImageRow) -> float | None:
-    """The solver's own attack may have found less."""
-    found = row.verdict.counterexample
-    if margin is None or found is None or row.verdict.engine != "PGD":
-        return margin
-    return min(margin, -found.margin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +115,9 @@ class Accuracy:
 
     @staticmethod
     def of(measured: Sequence[Measured], images: int) -> Accuracy:
-        count = {status: sum(m.row.verdict.status is status for m in measured) for status in Status}
-        attacked = all(m.pgd_margin is not None for m in measured)
+        found = [settled(m.row.verdict.status, m.row.stands) for m in measured]
+        count = {status: found.count(status) for status in Status}
+        attacked = all(m.pgd_margin is not None for m in measured if m.correct)
 
         def limits(right: int, open_: int) -> Limits:
             return Limits(right / max(images, 1), (right + open_ + images - len(measured)) / max(images, 1))

@@ -8,26 +8,26 @@ An image counts as certified only if the checker accepted the file that lies in 
 """
 from __future__ import annotations
 
-import math
+import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from verifier.bab.budget import Deadline, Listener, Progress
 from verifier.certificate.check import check
-from verifier.certificate.emit import Table, case_record
 from verifier.certificate.gate import CaseGate, Gate, network_of
-from verifier.certificate.schema import CertificateError, Record
+from verifier.certificate.schema import MAGIC, CertificateError, read_records
 from verifier.config import CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
+from verifier.measure.screen import bare_record
+from verifier.outputs import keep_apart
 from verifier.solve import claims_of, verify
 from verifier.spec.normal import load_vnnlib
-from verifier.spec.spec import Case, Spec
+from verifier.spec.spec import Spec
 from verifier.spec.write import to_vnnlib
 from verifier.verdict import Reason, Status, Verdict
 
@@ -36,24 +36,71 @@ if TYPE_CHECKING:
 
 
 class ProofFolder:
-    """Properties and certificates of one network's images, about one arithmetic ("auto": the network's own, or the reals).
+    """Properties and certificates of one network's images, about one arithmetic ("auto": its own, or the reals).
+
+    Image k of a run is number `first` + k there.
+
+    Files of another model, property or arithmetic are never replaced or removed unless `overwrite` says so.
 
     Raises:
         VerifierError: the network has no file, or the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "auto") -> None:
+    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "auto", overwrite: bool = False, first: int = 0) -> None:
         if not graph.source:
             raise VerifierError("Certificates name the network's file, and this network has none: export it as ONNX and load that.")
-        self.folder, self.graph, self.arithmetic = Path(folder), graph, arithmetic
+        self.folder, self.graph, self.arithmetic, self.overwrite, self.first = Path(folder), graph, arithmetic, overwrite, first
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise VerifierError(f"The folder of certificates {folder} cannot be made: {error.strerror or error}.") from None
 
+    @cached_property
+    def model(self) -> str:
+        return network_of(self.graph).digest
+
     def wanted(self, image: int) -> CertificateConfig:
         """The certificate of an image, and the file of its property."""
-        return CertificateConfig(self.folder / f"image-{image}.cert", self.folder / f"image-{image}.vnnlib")
+        name = self.folder / f"image-{self.first + image}"
+        return CertificateConfig(name.with_suffix(".cert"), name.with_suffix(".vnnlib"))
+
+    def claim(self, count: int, spec_of: Callable[[int], Spec]) -> None:
+        """Makes sure, before any work, that nothing of another question lies where the files of `count` images go; `spec_of` is asked where any do.
+
+        Raises:
+            VerifierError: something does, and is not to be overwritten, or is the network itself.
+        """
+        for image in range(count):
+            wanted = self.wanted(image)
+            if not (wanted.path.exists() or wanted.property.exists()):
+                continue
+            foreign = self._foreign(wanted, spec_of(image))
+            if foreign is not None and not self.overwrite:
+                raise VerifierError(f"{foreign}: give another folder, or --overwrite to lose the files of these images that are there.")
+            if foreign is not None:
+                keep_apart({"the network": self.graph.source}, {"A certificate": wanted.path, "a property": wanted.property})
+                self.discard(image)
+
+    def _foreign(self, wanted: CertificateConfig, spec: Spec) -> str | None:
+        """The sentence that names what is of another question; a damaged certificate of this property is of none."""
+        text = to_vnnlib(spec).encode()
+        try:
+            if wanted.property.exists() and wanted.property.read_bytes() != text:
+                return f"{wanted.property} is there and states another property"
+            if not wanted.path.exists():
+                return None
+            with open(wanted.path, "rb") as file:
+                head = next(read_records(file, str(wanted.path))).fields
+        except OSError as error:
+            return f"{wanted.path} cannot be read ({error.strerror or error})"
+        except CertificateError:
+            damaged = wanted.property.exists() and wanted.path.read_bytes()[: len(MAGIC)] in (MAGIC, b"")
+            return None if damaged else f"{wanted.path} is there and is no certificate of this property"
+        if head.get("model") != self.model:
+            return f"{wanted.path} is there and is the certificate of another model"
+        if head.get("property") != hashlib.sha256(text).hexdigest():
+            return f"{wanted.path} is there and is the certificate of another property"
+        return None if self.arithmetic in ("auto", head.get("arithmetic")) else f"{wanted.path} is there and speaks of another arithmetic"
 
     def state(self, image: int, spec: Spec) -> Spec:
         """Writes the property, and reads it as the file states it.
@@ -71,7 +118,7 @@ class ProofFolder:
         return load_vnnlib(path, spec.n_in, spec.n_out)
 
     def discard(self, image: int) -> None:
-        """Without the files of an image that has no proof."""
+        """Without the files of an image that has no proof; `claim` has seen that they are of this question."""
         wanted = self.wanted(image)
         wanted.path.unlink(missing_ok=True)
         wanted.property.unlink(missing_ok=True)
@@ -95,7 +142,7 @@ class ProofFolder:
         gate, deadline = Gate(network, spec, wanted), Deadline.after(limit_s)
         try:
             for number, case in enumerate(spec.cases):
-                checker = CaseGate(gate, number, _bare(self.graph, case), deadline)
+                checker = CaseGate(gate, number, bare_record(network, case), deadline)
                 if all(checker.failures([], claim) for claim in claims_of(network, self.arithmetic)):
                     return None
                 gate.add(checker)
@@ -141,11 +188,6 @@ class ProvingSolver:
         config = replace(self.config, timeout_s=max(self.config.timeout_s - spent_s, 0.1 * self.config.timeout_s), arithmetic=self.proofs.arithmetic)
         verdict = verify(self.proofs.graph, spec, config, self.listener, self.proofs.wanted(image))
         return replace(verdict, seconds=verdict.seconds + spent_s)
-
-
-def _bare(graph: Graph, case: Case) -> Record:
-    """The case without a table of neurons, since no tree will speak of them."""
-    return case_record(case, Table.of(graph, torch.zeros(0, 2)), math.prod(graph.output_shape), graph.input_type)
 
 
 def _proved(engine: str, seconds: float, lower: float | None, wanted: CertificateConfig, arithmetic: str) -> Verdict:

@@ -1,36 +1,46 @@
-"""Proofs of many easy properties of one network at once, by bounds of whole batches, each dearer than the one before:
+"""Proofs of many easy properties of one network at once, each by bounds that the checker computes, the second dearer than the first:
 
-    intervals -> CROWN over interval bounds -> CROWN with a row for every unstable neuron -> what is left is the solver's
+    CROWN-IBP   intervals, then one pass backwards, all properties together (certificate/many.py)
+    CROWN       a row for every unstable neuron: torch proposes which properties that may prove, and the checker's root bounds decide, one a core
+    what is left is the solver's
 
-All in double precision. The engines are sound in real arithmetic; `rounding_room` is what their roundings can come to, and a bound counts as
-positive only above it. A bound is tried on a few properties first, and goes on only while it proves more than its time would prove elsewhere.
+What a proposal rounds does not matter: nothing is proved by it. A bound is tried on a few properties first, and goes on only while it proves more
+than its time would prove elsewhere.
 """
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import verifier.certificate.case as checker
 import verifier.ops  # noqa: F401  (registers the rules)
 from verifier.bab.budget import Deadline
-from verifier.bounds.crown import IbpOnly, IbpThenCrown, crown
+from verifier.bounds.crown import IbpThenCrown, crown
 from verifier.bounds.engine import BoundRequest, BoundResult, NormBall
-from verifier.bounds.ibp import ibp
 from verifier.box import Box
-from verifier.errors import VerifierError
-from verifier.graph.ir import Graph, Node
-from verifier.ops.rule import AffineOp, ElementwiseOp, SignedAffineOp, rule_for
+from verifier.certificate.arithmetic import ROUNDED, RUNTIMES
+from verifier.certificate.bound import bound
+from verifier.certificate.emit import Table, case_record
+from verifier.certificate.gate import network_of
+from verifier.certificate.many import bounds_of_many
+from verifier.certificate.schema import Record
+from verifier.certificate.threads import spread
+from verifier.errors import UnsupportedError, VerifierError
+from verifier.graph.ir import Graph
+from verifier.graph.validate import compare_in_region
+from verifier.solve import COMPARED_POINTS, claims_of
 from verifier.spec.spec import Case
 
 PROBE = 4
 """Properties that a bound is tried on before it is given a whole batch."""
-PLAIN = 8
-"""Roundings at a node beside its sums: centre and radius, a slope and its offset, the addition of a bias, the choice of a plane."""
+TOGETHER = 16
+"""Properties bounded in one pass of the checker, on one of two cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +57,7 @@ class CrownUntil:
         return self.rows.combine(interval, lower, upper)
 
 
-Bound = Callable[[BoundRequest, Deadline], BoundResult]
-BOUNDS: dict[str, Bound] = {
-    "IBP": lambda request, deadline: ibp(request),
-    "CROWN-IBP": lambda request, deadline: crown(request, IbpOnly()),
-    "CROWN": lambda request, deadline: crown(request, CrownUntil(deadline)),
-}
+BOUNDS = ("CROWN-IBP", "CROWN")
 
 
 @dataclass(slots=True)
@@ -66,8 +71,8 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """`engine[k]`: what proved property k, empty where nothing did; `lower (N,)` the bound > 0 that did, NaN where none; `seconds (N,)` each
-    one's share of the time.
+    """`engine[k]`: what proved property k, empty where nothing did; `lower (N,)` the checker's bound > 0 that did, NaN where none; `seconds (N,)`
+    each one's share of the time.
     """
 
     engine: list[str]
@@ -76,12 +81,17 @@ class Screened:
 
 
 class Screen:
-    """One network's cheap proofs, and what they were worth; `solver_s` is what a property costs that they leave open, once it is known."""
+    """One network's cheap proofs, and what they were worth; `solver_s` is what a property costs that they leave open, once it is known.
 
-    def __init__(self, graph: Graph, device: torch.device | str = "cpu") -> None:
-        self.graph = graph.to(device, torch.float64)
+    They are about the network's own arithmetic, where `wanted` (as in `Config.arithmetic`) does not ask for the reals.
+    """
+
+    def __init__(self, graph: Graph, device: torch.device | str = "cpu", wanted: str = "auto") -> None:
+        self.graph, self.checked = graph.to(device, torch.float64), network_of(graph)
+        self.arithmetic = claims_of(self.checked, wanted)[0]
         self.effect = {name: Effect() for name in BOUNDS}
         self.solver_s: float | None = None
+        self.compared = False
 
     def prove(self, cases: Sequence[Case], limit_s: float) -> Screened:
         """Which cases are safe by one of the bounds; `limit_s` is the time of each case.
@@ -89,6 +99,9 @@ class Screen:
         The cases have equally many polytopes, of one row over the outputs each, as those of `robustness` have.
         """
         engine, bound, seconds = [""] * len(cases), np.full(len(cases), np.nan), np.zeros(len(cases))
+        if self.graph.source and not self.compared:
+            compare_in_region(self.graph, self.graph.source, [(case.lower, case.upper) for case in cases], most=COMPARED_POINTS)
+            self.compared = True
         for name in BOUNDS:
             waiting = [k for k, proved in enumerate(engine) if not proved]
             while waiting and self._pays(name):
@@ -116,31 +129,48 @@ class Screen:
         effect.tried, effect.proved, effect.seconds = effect.tried + tried, effect.proved + proved, effect.seconds + seconds
 
     def _lower(self, name: str, cases: Sequence[Case], deadline: Deadline) -> np.ndarray:
+        """What the checker proves the least margin of each case to exceed, NaN where nothing."""
+        if name == "CROWN-IBP":
+            return np.concatenate(spread(self._together, [cases[k:k + TOGETHER] for k in range(0, len(cases), TOGETHER)]))
+        lower, hopeful = np.full(len(cases), np.nan), np.flatnonzero(self._proposed(cases, deadline) > 0)
+        lower[hopeful] = spread(lambda k: np.nan if deadline.expired() else self._alone(cases[k]), hopeful.tolist())
+        return lower
+
+    def _together(self, cases: Sequence[Case]) -> np.ndarray:
+        records = [bare_record(self.checked, case).arrays for case in cases]
+        box = tuple(np.stack([record[side] for record in records]) for side in ("lower", "upper"))
+        try:
+            return bounds_of_many(self.checked, box, margin_rows(cases), ROUNDED, RUNTIMES[self.arithmetic]).min(1)
+        except (UnsupportedError, MemoryError):  # the solver meets them too, and says so
+            return np.full(len(cases), np.nan)
+
+    def _alone(self, case: Case) -> float:
+        """By the checker's root bounds of a CASE without trees."""
+        try:
+            checked = checker.Case(self.checked, bare_record(self.checked, case), RUNTIMES[self.arithmetic], ROUNDED, 0)
+        except (UnsupportedError, MemoryError):
+            return np.nan
+        if checked.failures():
+            return np.nan
+        problem = checked.problem
+        return float(bound(problem, problem.rows, problem.lower, problem.upper).min())
+
+    def _proposed(self, cases: Sequence[Case], deadline: Deadline) -> np.ndarray:
         """`lowest_margins`, NaN where there is none."""
         with torch.no_grad():
             try:
-                return lowest_margins(self.graph, cases, lambda request: BOUNDS[name](request, deadline)).cpu().numpy()
+                return lowest_margins(self.graph, cases, lambda request: crown(request, CrownUntil(deadline))).cpu().numpy()
             except VerifierError:  # numbers that overflow, an operation without a rule, no memory: the solver meets them too, and says so
                 return np.full(len(cases), np.nan)
 
 
-def lowest_margins(graph: Graph, cases: Sequence[Case], bound: Callable[[BoundRequest], BoundResult]) -> Tensor:
-    """min over a case's polytopes of (a lower bound of output @ y - offset over its region, less the rounding), `(N,)` float64, maybe NaN.
-
-    Args:
-        graph: with float64 constants.
-        cases: as for `Screen.prove`.
-        bound: sound in real arithmetic.
-
-    Sound: a polytope whose row is positive on the whole region is not reached.
-    """
-    request = margin_request(graph, cases)
-    lower = bound(request).lower - rounding_room(request)
-    return torch.where(lower.isfinite(), lower, torch.nan).amin(1)
+def bare_record(graph: Graph, case: Case) -> Record:
+    """The case without a table of neurons, since no tree will speak of them."""
+    return case_record(case, Table.of(graph, torch.zeros(0, 2)), math.prod(graph.output_shape), graph.input_type)
 
 
-def margin_request(graph: Graph, cases: Sequence[Case]) -> BoundRequest:
-    """All cases as one batch of rows `output @ y - offset`.
+def margin_rows(cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
+    """output `(N, S, n_out)` and offset `(N, S)` of all cases.
 
     Raises:
         VerifierError: a polytope has several rows or one that reads inputs, or cases have different numbers of polytopes.
@@ -148,63 +178,31 @@ def margin_request(graph: Graph, cases: Sequence[Case]) -> BoundRequest:
     counts = {len(case.polytopes) for case in cases}
     if len(counts) != 1 or 0 in counts or any(len(p.offset) != 1 or p.input is not None for case in cases for p in case.polytopes):
         raise VerifierError("Bounds of many cases take polytopes of one row over the outputs, equally many in each case: use verify_many.")
+    return tuple(np.stack([np.concatenate([getattr(p, part) for p in case.polytopes]) for case in cases]) for part in ("output", "offset"))
+
+
+def lowest_margins(graph: Graph, cases: Sequence[Case], bound: Callable[[BoundRequest], BoundResult]) -> Tensor:
+    """min over a case's polytopes of a lower bound of output @ y - offset over its region, as float64 computes it, `(N,)`, maybe NaN.
+
+    Args:
+        graph: with float64 constants.
+        cases: as for `Screen.prove`.
+        bound: sound in real arithmetic.
+    """
+    lower = bound(margin_request(graph, cases)).lower
+    return torch.where(lower.isfinite(), lower, torch.nan).amin(1)
+
+
+def margin_request(graph: Graph, cases: Sequence[Case]) -> BoundRequest:
+    """All cases as one batch of rows `output @ y - offset`; refuses what `margin_rows` does."""
+    output, offset = margin_rows(cases)
     like = next((t for node in graph.nodes for t in node.constants.values() if t.is_floating_point()), torch.zeros(0, dtype=torch.float64))
     tensor = lambda arrays: torch.as_tensor(np.stack(arrays), dtype=torch.float64, device=like.device)  # noqa: E731
     shaped = lambda arrays: tensor(arrays).reshape(-1, *graph.input_shape)  # noqa: E731
-    rows = tensor([np.concatenate([polytope.output for polytope in case.polytopes]) for case in cases])
-    offsets = tensor([np.concatenate([polytope.offset for polytope in case.polytopes]) for case in cases])
+    rows, offsets = tensor(output), tensor(offset)
     ball = None
     if cases[0].ball is not None:
         radius = tensor([np.float64(case.ball.radius) for case in cases])
         ball = NormBall(shaped([case.ball.center for case in cases]), radius, cases[0].ball.norm)
     box = Box(shaped([case.lower for case in cases]), shaped([case.upper for case in cases]))
     return BoundRequest(graph, box, rows, -offsets, ball=ball, upper_too=False)
-
-
-def rounding_room(request: BoundRequest) -> Tensor:
-    """(2^p - 1) gamma_2k (|rows| size + |constants|) >= what all roundings of a bound come to, `(N, S)`, with gamma_n = n u / (1 - n u).
-
-    size = |W| size + |b| from node to node, planes having slopes of at most 1: no pass has larger terms in all. k is the roundings that one term
-    meets, the fans along the whole network and one dot product, and gamma_k holds for sums in any order, the worst case and not the likely one;
-    twice k covers the roundings of size itself. With p - 1 activations a backward pass has p such sums of terms, its own and one of offsets for
-    each activation; and where the box of activation j is wrong by r_j size_j, its planes are by no more: r_p = p gamma + r_1 + ... + r_(p-1).
-
-    Holds for IEEE double arithmetic without underflow and products of matrices that are sums of products. Ref: Higham, Accuracy and Stability of
-    Numerical Algorithms, 2nd ed., lemmas 3.1 and 3.3 and section 3.5.
-    """
-    graph, ball = request.graph, request.ball
-    largest = torch.maximum(request.box.lower.abs(), request.box.upper.abs())
-    if ball is not None:
-        largest = torch.maximum(largest, ball.center.abs() + ball.radius.reshape(-1, *[1] * (largest.ndim - 1)))
-    size, passes = {graph.input.name: largest.amax(0, keepdim=True)}, 1
-    roundings = max(math.prod(node.shape) for node in graph.nodes)
-    for node in graph.nodes[1:]:
-        rule, inputs = rule_for(node), [size[name] for name in node.inputs]
-        image = rule.interval(node, *(Box(-value, value) for value in inputs))
-        roundings += PLAIN + len(inputs)
-        if isinstance(rule, AffineOp):
-            size[node.name] = image.radius + image.center.abs()
-            roundings += _fan(node, rule, inputs)
-        else:
-            own = torch.maximum(image.lower.abs(), image.upper.abs())
-            passes += 1
-            size[node.name] = torch.maximum(own, inputs[0]) if isinstance(rule, ElementwiseOp) else 4 * own  # McCormick's planes
-    terms = request.rows.abs() @ size[graph.output].flatten() + request.constants.abs()
-    return (2.0**passes - 1) * gamma(2 * roundings) * terms
-
-
-def gamma(count: int) -> float:
-    """n u / (1 - n u) for n roundings in double precision, u = 2^-53."""
-    relative = count * torch.finfo(torch.float64).eps / 2
-    return relative / (1 - relative)
-
-
-def _fan(node: Node, rule: AffineOp, inputs: Sequence[Tensor]) -> int:
-    """The most terms in one sum of a linear map, forward or backward: its non-zero weights counted by pushing ones through."""
-    signed = rule.signed if isinstance(rule, SignedAffineOp) else ()
-    counting = replace(node, constants={k: (v != 0).to(v.dtype) if k in signed else v for k, v in node.constants.items()})
-    forward = rule.linear(counting, *(torch.ones_like(value) for value in inputs))
-    backward = rule.adjoint(counting, torch.ones_like(forward), tuple(tuple(value.shape[1:]) for value in inputs))
-    sums = [float(part.abs().max()) for part in (forward, *backward) if part.numel()]
-    averaged = [math.prod(node.attributes.get("kernel_shape", ())), *(value.numel() / max(forward.numel(), 1) for value in inputs)]  # weights 1 / n
-    return math.ceil(max(*sums, *averaged, len(inputs)))

@@ -81,6 +81,7 @@ def stability_of_images(graph: Graph, images: np.ndarray, around: Perturbation, 
     from verifier.bounds.crown import crown
     from verifier.bounds.ibp import ibp
     from verifier.measure.certified import ball
+    from verifier.measure.layout import fitted
     from verifier.measure.screen import margin_request
 
     engines = {"ibp": ibp, "crown": crown}
@@ -88,6 +89,7 @@ def stability_of_images(graph: Graph, images: np.ndarray, around: Perturbation, 
         raise VerifierError(f"engine is {engine!r}: use ibp or crown.")
     if not len(images):
         raise VerifierError("There are no images to average over: give at least one.")
+    images = fitted(graph, images, around)
     moved, n_out = graph.to("cpu", torch.float64), int(np.prod(graph.output_shape))
     total, layers = np.zeros(0), ()
     for start in range(0, len(images), batch):

@@ -14,6 +14,7 @@ import numpy as np
 from verifier.config import AttackConfig
 from verifier.graph.ir import Graph
 from verifier.measure.certified import Perturbation, ball
+from verifier.measure.layout import fitted
 from verifier.spec.spec import Case
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def survives_attack(
     """
     from verifier.attack.confirm import confirm, replay_graph, replay_onnx
 
-    n_out = int(np.prod(graph.output_shape))
+    images, n_out = fitted(graph, images, around), int(np.prod(graph.output_shape))
     cases = [ball(x, int(label), around, around.eps, n_out).cases[0] for x, label in zip(images, labels)]
     replay = replay_onnx(graph.source) if graph.source else replay_graph(graph)
     found = smallest_margins(graph, cases, attack, seed, enough=0.0)
@@ -128,7 +129,7 @@ class _Descent:
             keep = self.best[case] > self.enough
             if step == steps or not bool(keep.any()):
                 return
-            velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(1e-30)
+            velocity = MOMENTUM * velocity + gradient / gradient.abs().mean(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
             if not bool(keep.all()):
                 x, velocity, case, number, aimed = (t[keep] for t in (x, velocity, case, number, aimed))
             rate = torch.full_like(x[:, 0], FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (step / steps))

@@ -15,6 +15,7 @@ import numpy as np
 from verifier.config import AttackConfig, Config
 from verifier.graph.ir import Graph
 from verifier.measure.certified import Perturbation, ball
+from verifier.measure.layout import fitted
 from verifier.measure.strong import smallest_margins
 from verifier.spec.spec import Spec
 from verifier.verdict import Status, Verdict
@@ -54,7 +55,7 @@ def tightness(
     """
     import torch
 
-    n_out = int(np.prod(graph.output_shape))
+    images, n_out = fitted(graph, images, around), int(np.prod(graph.output_shape))
     specs = [ball(x, int(label), around, around.eps, n_out) for x, label in zip(images, labels)]
     found = smallest_margins(graph, [spec.cases[0] for spec in specs], config.attack or AttackConfig(), config.seed)
     with torch.no_grad():

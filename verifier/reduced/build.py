@@ -33,7 +33,7 @@ from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall,
 from verifier.spec.spec import Case
 
 MARGIN = 1e-6
-"""The least bound that counts as positive, relative to the row's absolute terms: eight roundoffs of float32."""
+"""The least bound that counts as positive, relative to the row's absolute terms: eight roundoffs of float32; a thousandth of it in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class _Builder:
     def activate(self, columns: Tensor, kind: str, node_index: int) -> Tensor:
         """s(value): stable ReLUs are substituted, everything else becomes a neuron of a new block."""
         shape = columns.shape[1:]
-        flat = self.grown(columns).flatten(1)
+        flat = _flat(self.grown(columns))
         lower, upper = self.bounds(flat)
         keep = lower >= 0 if kind == RELU else torch.zeros_like(lower, dtype=torch.bool)
         open_rows = ~(keep | (upper <= 0)) if kind == RELU else torch.ones_like(keep)  # NaN bounds stay open
@@ -187,7 +187,7 @@ class _Builder:
 
     def finish(self, value: Tensor, source: Tensor, case: Case) -> ReducedProblem:
         """Adds the specification rows output @ y + input @ x - offset of every polytope."""
-        value, source, n = self.grown(value).flatten(1), self.grown(source).flatten(1), self.problem.n
+        value, source, n = _flat(self.grown(value)), _flat(self.grown(source)), self.problem.n
         to = lambda array: torch.as_tensor(array, dtype=value.dtype, device=value.device)  # noqa: E731
         parts, offsets = [value.new_zeros(0, len(value))], [to(polytope.offset) for polytope in case.polytopes]
         for polytope, offset in zip(case.polytopes, offsets):
@@ -199,7 +199,12 @@ class _Builder:
         rows, polytope = torch.cat(parts), torch.cat([torch.full((len(part),), k, device=value.device) for k, part in enumerate(parts, -1)])
         own = replace(self.problem, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope)
         size = own.row_size() + torch.cat([offset.abs() for offset in offsets] or [rows[:, 0]])
-        return replace(own, margin=self.config.margin * size)
+        return replace(own, margin=self.config.margin * size * (1e-3 if rows.dtype == torch.float64 else 1.0))
+
+
+def _flat(columns: Tensor) -> Tensor:
+    """Columns `(C, *shape)` as `(C, M)`, a value without axes as one number."""
+    return columns.reshape(len(columns), -1)
 
 
 def build(graph: Graph, case: Case, config: BuildConfig = BuildConfig()) -> ReducedProblem:
@@ -312,7 +317,7 @@ def _product(builder: _Builder, node: Node, index: int, inputs: list[Tensor]) ->
 
 
 def _center_and_width(builder: _Builder, columns: Tensor) -> tuple[Tensor, Tensor]:
-    lower, upper = (t.view(columns.shape[1:]) for t in builder.bounds(builder.grown(columns).flatten(1)))
+    lower, upper = (t.view(columns.shape[1:]) for t in builder.bounds(_flat(builder.grown(columns))))
     return (lower + upper) / 2, upper - lower
 
 

@@ -159,6 +159,9 @@ def _product(start: _Conjunct, choices: list, source: Source) -> list[_Conjunct]
     result = [start]
     for choice in choices:
         several = _alternatives(choice, source)
+        if len(result) == 1 and result[0].size() == 1:
+            result = several
+            continue
         joined: dict[tuple, _Conjunct] = {}
         most = MAX_MULTIPLIED if len(result) > 1 and len(several) > 1 else MAX_DISJUNCTS
         written = 0
@@ -193,7 +196,7 @@ def _check_count(disjuncts: int, written: int, most: int, source: Source) -> Non
 
 def _add_comparison(compare: Compare, negated: bool, conjunct: _Conjunct, source: Source) -> None:
     """Adds a comparison's bound or row; negated, its complement's (never called so for '=')."""
-    op, left, right, at = compare
+    op, left, right, _ = compare
     if negated:
         op = _NEGATED[op]
     if type(right) is Number and type(left) is Variable and left.letter == "X":

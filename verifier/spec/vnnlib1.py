@@ -356,7 +356,7 @@ def _leaf(atom: _Atom, source: Source, names: dict[str, Variable]) -> Term:
             raise _not_finite(atom.text, atom.at, source)
         return Number(value, atom.text)
     if _LONG_NUMBER.fullmatch(atom.text):
-        raise source.error(atom.at, f"the number {_short(atom.text)} is too long: 999 digits on each side of the point and 4 of an exponent are read.")
+        raise source.error(atom.at, f"the number {_short(atom.text)} is too long: 999 digits on each side of the point, 4 of an exponent.")
     if atom.text.lstrip("+-").lower() in ("nan", "inf", "infinity"):
         raise _not_finite(atom.text, atom.at, source)
     raise _undeclared(atom.text, atom.at, source)
