@@ -100,7 +100,8 @@ class Case:
     def lost(self) -> np.ndarray:
         """What each row's bound over the case's box loses to errors, `(S,)`: the margin that a search's bounds need, where it is closed there."""
         problem = self.problem
-        return lost(problem, recipe(problem, problem.rows, problem.lower, problem.upper, DEFAULT, len(problem.b))[0]).astype(float)
+        nu, _ = recipe(problem, problem.rows, problem.lower, problem.upper, DEFAULT, len(problem.b))
+        return lost(problem, nu).astype(float)
 
     def failures(self) -> list[Failure]:
         return list(self.open.values())

@@ -33,7 +33,7 @@ from verifier.reduced.problem import RELU, InputMap, ReducedProblem, ScaledBall,
 from verifier.spec.spec import Case
 
 MARGIN = 1e-6
-"""The least bound that counts as positive, relative to the row's absolute terms: eight roundoffs of float32."""
+"""The least bound that counts as positive, relative to the row's absolute terms: eight roundoffs of float32; a thousandth of it in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class _Builder:
         rows, polytope = torch.cat(parts), torch.cat([torch.full((len(part),), k, device=value.device) for k, part in enumerate(parts, -1)])
         own = replace(self.problem, A_o=rows[:, 1:1 + n].clone(), W_o=rows[:, 1 + n:].clone(), b_o=rows[:, 0].clone(), polytope=polytope)
         size = own.row_size() + torch.cat([offset.abs() for offset in offsets] or [rows[:, 0]])
-        return replace(own, margin=self.config.margin * size)
+        return replace(own, margin=self.config.margin * size * (1e-3 if rows.dtype == torch.float64 else 1.0))
 
 
 def _flat(columns: Tensor) -> Tensor:
