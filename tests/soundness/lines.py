@@ -128,7 +128,7 @@ SURVIVORS = (
     Line(B + "eliminate", "error[:] = arithmetic.up(error + own)", "pass", "steps"),
     Line(R + "finish", "* array(2.0**-52)", "* array(0.0)", "traps"),
 )
-"""What no pool sees yet. Intervals that lack their room below: a ReLU passes on no more than its argument's error. Noise in `eliminate`: a neuron that
+"""What no pool sees yet. Intervals without their room below: a ReLU passes on no more than its argument's error. Noise in `eliminate`: a neuron that
 only a lemma shows to be active. Decimals of coefficients: claims of small integers have none. The others want slopes between the ends, weights of
 several rows, neurons that a STEP removes at a false sign, and boxes that the checker halves by itself.
 """
