@@ -46,13 +46,15 @@ def check_against_onnxruntime(graph: Graph, path: str | Path, runner: OnnxRunner
         x = (spread * random.standard_normal(runner.n_in)).astype(runner.input_dtype)
         expected = runner(x).astype(np.float64)
         exact, rounded = _run(double, x, torch.float64), _run(single, x, torch.float32)
+        if expected.shape == exact.shape and not np.isfinite(rounded).all() and not np.isfinite(expected).all():
+            continue  # weights of another scale than these inputs: the property's own region is compared before anything is proved there
         if expected.shape != exact.shape:
             raise ModelError(f"{path}: onnxruntime gives {expected.size} outputs but this loader {exact.size}: please report the file.")
         noise = float(np.abs(exact - rounded).max())
         allowed = RELATIVE_TOLERANCE[kind] * max(float(np.abs(expected).max()), 1e-6) + NOISE_FACTOR[kind] * noise
         worst = float(np.abs(expected - exact).max())
         if not np.isfinite(expected).all():
-            raise ModelError(f"{path}: its output is NaN or infinite for an ordinary input: are its weights too large?")
+            raise ModelError(f"{path}: onnxruntime's output is NaN or infinite for an ordinary input, this loader's is not: please report the file.")
         if not worst <= allowed:
             where = _first_difference(double, path, x, allowed)
             raise ModelError(f"{path}: this loader's output differs from onnxruntime's by {worst:.3g} (at most {allowed:.3g} is rounding)"
