@@ -14,7 +14,7 @@ from verifier.bab.input_split import InputSearch
 from verifier.bab.ladder import Climb, Outcome, go_on
 from verifier.certificate.case import Failure
 from verifier.certificate.emit import Table, proof_records, reopen
-from verifier.certificate.gate import CaseGate
+from verifier.certificate.gate import REAL, CaseGate
 from verifier.errors import OutOfTime, UnsupportedError
 
 STRONGER_SHARE, STRONGER_S = 0.5, 0.5
@@ -61,7 +61,7 @@ class _Round:
                 if self.gate.arithmetic or not refused:
                     break
                 outcome = self.again(outcome.by, refused, self.climb)
-            if self.gate.arithmetic and refused:
+            if self.gate.arithmetic and refused and not late:
                 self.stronger(outcome.by, refused)
         except OutOfTime:
             late = True
@@ -73,6 +73,9 @@ class _Round:
         """Tries the claims one after the other; what was refused of the strongest that the checker can follow, nothing where that is accepted."""
         refused: list[Failure] = []
         for claim in self.claims:
+            if claim != REAL and isinstance(by, Search) and by.weak:
+                self.lacks[claim] = "its rounding errors are more than bounds exceeded zero by in the time that was worth while."
+                continue
             try:
                 failures = self.gate.failures(proof_records(self.table, by), claim)
             except UnsupportedError as error:
@@ -89,10 +92,15 @@ class _Round:
         return go_on(by, climb)
 
     def stronger(self, by: Search | InputSearch, refused: list[Failure]) -> None:
-        """The proof over the reals is accepted: a stronger one, if a little more time brings it."""
+        """The proof over the reals is accepted: a stronger one, if a little more time brings it.
+
+        Not where more is lacking than errors over the whole region come to: no margin of that kind would do.
+        """
+        strongest = next(claim for claim in self.claims if claim in self.lacks)
+        if max(-failure.bound for failure in refused) > self.gate.prepared(strongest).lost().max(initial=0.0):
+            return
         seconds = max(STRONGER_S, STRONGER_SHARE * (time.monotonic() - self.begin_s))
         climb = replace(self.climb, deadline=self.climb.deadline.sooner(seconds))
-        strongest = next(claim for claim in self.claims if claim in self.lacks)
         while refused and not climb.deadline.expired():
             outcome = self.again(by, refused, climb)
             if outcome.by is None:

@@ -23,7 +23,7 @@ from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_o
 from verifier.certificate.emit import Table, case_record
 from verifier.certificate.gate import REAL, CaseGate, Gate, network_of
 from verifier.config import AttackConfig, CertificateConfig, Config
-from verifier.errors import OutOfMemory, OutOfTime, VerifierError
+from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
 from verifier.graph.validate import compare_in_region
@@ -35,6 +35,8 @@ from verifier.verdict import Counterexample, NeuronSplit, Reason, Status, Verdic
 GLANCE, GLANCE_S = AttackConfig(restarts=1, steps=10), 0.2
 """A look at few-input problems before anything is bounded: their samples cover the region, and their root can be dear."""
 QUICK = AttackConfig(restarts=2, steps=20)
+DEMANDED, SAMPLED = 1.1, 256
+"""The share of errors over the region by which bounds are to exceed zero, and the points that may show it to be out of reach."""
 COMPARED_S, COMPARED_POINTS = 0.5, 8
 """Seconds and points for the comparison with onnxruntime; the first few points are taken in any case."""
 SMALL_NETWORK = 50_000
@@ -109,6 +111,7 @@ class _Job:
     replay: Replay
     search: Search | None = None
     problem: ReducedProblem | None = None
+    checker: CaseGate | None = None
     outcome: Outcome | None = None
     acceptance: Acceptance | None = None
     failure: tuple[Reason, str] | None = None
@@ -216,19 +219,36 @@ class _Run:
             self.listener(Progress("check of the proof", 0.0))
             self.comparison.agrees()
             climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
-            gate, table = self.gates[job.spec], Table.of(self.graph, job.problem.neuron)
-            number = self._number(job)
-            checker = CaseGate(gate, number, case_record(job.case, table, self.specs[job.spec].n_out, gate.network.input_type), climb.deadline)
+            table, checker = Table.of(self.graph, job.problem.neuron), self._checker(job, climb.deadline)
             job.acceptance = accept(job.outcome, checker, table, self.claims, climb, begin_s)
-            job.outcome, job.problem = job.acceptance.outcome, None
+            job.outcome, job.problem, job.checker = job.acceptance.outcome, None, None
             if job.acceptance.arithmetic:
-                gate.add(checker)
+                self.gates[job.spec].add(checker)
             elif job.found is None:
                 job.failure = _refusal(job.acceptance)
 
-    def _number(self, job: _Job) -> int:
-        """Which of its property's cases the job is."""
-        return [other for other in self.jobs if other.spec == job.spec].index(job)
+    def _checker(self, job: _Job, deadline: Deadline) -> CaseGate:
+        """The checker at the job's case, with what it has prepared before."""
+        if job.checker is None:
+            gate, number = self.gates[job.spec], [other for other in self.jobs if other.spec == job.spec].index(job)
+            record = case_record(job.case, Table.of(self.graph, job.problem.neuron), self.specs[job.spec].n_out, gate.network.input_type)
+            job.checker = CaseGate(gate, number, record, deadline)
+        job.checker.deadline = deadline
+        return job.checker
+
+    def _demand(self, job: _Job, deadline: Deadline) -> None:
+        """Asks the search for the margin that errors of the model's own arithmetic take, where that can be had at all: no sampled point is below."""
+        if self.claims[0] == REAL:
+            return
+        try:
+            lost = self._checker(job, deadline).prepared(self.claims[0]).lost()
+        except UnsupportedError:  # the proof will meet it again, and say so
+            return
+        margin = torch.as_tensor(DEMANDED * lost, dtype=job.search.problem.margin.dtype, device=job.search.problem.margin.device)
+        if bool(torch.isfinite(margin).all()) and bool((_sampled(job.search.problem, self.config.seed) > margin).all()):
+            job.search.demand(margin, time.monotonic() - job.seconds)
+        else:
+            job.search.weak = True
 
     def close(self) -> None:
         for gate in self.gates:
@@ -247,6 +267,7 @@ class _Run:
             if job.open and not self._shut(job):
                 with _timed([job]), _resources(job):
                     climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
+                    self._demand(job, climb.deadline)
                     job.outcome = solve_problem(job.search, climb)
         if self.config.attack:
             self._attack([job for job in open_jobs if job.open and not self._shut(job)], self.config.attack)
@@ -386,6 +407,19 @@ def _resources(*jobs: _Job) -> Iterator[None]:
         return
     for job in jobs:
         job.failure = failure
+
+
+def _sampled(problem: ReducedProblem, seed: int) -> Tensor:
+    """For each row the least that its polytope's largest row has at corners and centre of the region, `(S,)`: no bound is above."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(SAMPLED, problem.n, generator=generator).sub_(0.5).sign_().to(problem.A)
+    corners[0] = 0
+    _, m = problem.evaluate(corners)
+    least = torch.full_like(problem.b_o, torch.inf)
+    for polytope in problem.polytope.unique().tolist():
+        own = problem.polytope == polytope
+        least[own] = m[:, own].amax(1).min()
+    return least
 
 
 def _free_inputs(case: Case) -> int:

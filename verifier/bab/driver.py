@@ -47,6 +47,21 @@ class LeafAnswer:
     proof: tuple[np.ndarray, np.ndarray] | None = None
 
 
+PATIENCE_SHARE, PATIENCE_S = 0.5, 0.5
+"""Of the time that a problem has taken, and at least so many seconds: what its larger margin may take once the smaller one is reached everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """What will do: rows above `margin (S,)` are proved in a weaker sense than those above the problem's own margin; `begin_s`: when work began."""
+
+    margin: Tensor
+    begin_s: float
+
+    def patience_s(self, now_s: float) -> float:
+        return max(PATIENCE_S, PATIENCE_SHARE * (now_s - self.begin_s))
+
+
 @dataclass(slots=True)
 class Search:
     """One problem's branch and bound. `key` names it to the caller; `proved (S,)` marks rows whose polytope is done.
@@ -55,6 +70,7 @@ class Search:
     `volume`: the share of the tree that is closed, by 2^-depth of the closed domains, over all open rows.
     `splits`: how often each neuron was split, by its row of `problem.neuron`, a name that outlives the problem's reductions.
     `log`: what happened; that of a new search unless another's goes on.
+    `least`: a smaller margin that will do where the larger one costs too much, from `until_s` on, once all open domains exceed it; `weak`: it had to.
     """
 
     key: int
@@ -70,6 +86,9 @@ class Search:
     floor: Tensor | None = None
     splits: Counter[tuple[int, int]] = field(default_factory=Counter)
     log: Log = None
+    least: Least | None = None
+    until_s: float | None = None
+    weak: bool = False
 
     def __post_init__(self) -> None:
         if self.log is None:
@@ -85,6 +104,24 @@ class Search:
 
     def lower_bound(self) -> float | None:
         return self.frontier.minimum()
+
+    def demand(self, margin: Tensor, begin_s: float) -> None:
+        """Rows must exceed `margin (S,)` from now on, but the one that they had will do after a while."""
+        self.least = Least(self.problem.margin, begin_s)
+        self.problem = replace(self.problem, margin=torch.maximum(self.problem.margin, margin))
+
+    def content(self, now_s: float) -> None:
+        """Closes what is open, where the smaller margin is reached everywhere and the patience for the larger one is at its end."""
+        if self.least is None or self.decided:
+            return
+        own = self.frontier.open
+        if not bool((own.lower > self.least.margin[own.row]).all()):
+            self.until_s = None
+        elif self.until_s is None:
+            self.until_s = now_s + self.least.patience_s(now_s)
+        elif now_s > self.until_s:
+            self.log.close(self.frontier.pop_worst(len(self.frontier)))
+            self.problem, self.least, self.weak = replace(self.problem, margin=self.least.margin), None, True
 
     def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
         """A checker refuses this polytope's `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`
@@ -175,6 +212,7 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
         left, closed = sum(len(s.frontier) for s in active), sum(s.closed for s in searches)
         listener(Progress("branch and bound", time.monotonic() - begin, min(lowest, default=None), left, closed))
         for search in active:
+            search.content(time.monotonic())
             search.full |= search.frontier.nbytes() + search.log.nbytes() > config.frontier_bytes
 
 

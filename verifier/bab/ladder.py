@@ -117,6 +117,8 @@ def _relu_splits(search: Search, climb: Climb) -> Outcome:
     domains, engine = 0, "beta-CROWN"
     for rung in (_tightened, _neurons_split):
         advance([search], climb.config, climb.oracle, climb.deadline.sooner(PROBE_S), climb.listener)
+        if search.until_s is not None:  # the smaller margin is reached: no rung could add more than the larger one
+            advance([search], climb.config, climb.oracle, climb.deadline, climb.listener)
         if search.decided or climb.deadline.expired():
             return outcome_of(search, engine, domains)
         domains += search.domains
@@ -129,7 +131,7 @@ def _relu_splits(search: Search, climb: Climb) -> Outcome:
 
 
 def _restart(search: Search, problem: ReducedProblem, climb: Climb) -> Search:
-    again = Search(search.key, problem, splits=search.splits, log=search.log.after(problem))
+    again = Search(search.key, problem, splits=search.splits, log=search.log.after(problem), least=search.least)
     start(again, replace(ROOT, until_s=climb.deadline.at_s))
     return again
 
@@ -152,6 +154,8 @@ def _neurons_split(search: Search, climb: Climb) -> tuple[Search, str]:
         gain = 1 - _missing(search) / before if before > 0 else 1.0
         if gain > WORTHWHILE and not search.decided:
             advance([search], climb.config, climb.oracle, climb.deadline.sooner(seconds), climb.listener)
+        if search.until_s is not None:
+            break
         seconds, last = 2 * seconds, begin - climb.deadline.left_s()
     return search, "neuron splits"
 
