@@ -90,7 +90,8 @@ def go_on(by: Search | InputSearch, climb: Climb) -> Outcome:
 
 def _few_inputs(search: Search, climb: Climb) -> Outcome:
     """Input splits first; ReLU splits for the longer, the smaller the share of the region that those closed in a second."""
-    boxes = input_search(search.key, search.problem)
+    least = search.problem if search.least is None else replace(search.problem, margin=search.least.margin)  # a box's errors are smaller
+    boxes = input_search(search.key, least)
     _split_inputs(boxes, climb, FIRST_TURN_S if search.problem.unstable <= MANY_NEURONS else 0.3 * climb.deadline.left_s())
     at_end = boxes.stuck or boxes.full
     if not boxes.decided or at_end:
