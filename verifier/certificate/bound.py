@@ -72,7 +72,7 @@ class Problem:
     Where there is a `ball`, the first inputs lie in it too.
 
     `name (U,)`: the neurons' positions in the certificate's table, -1 where they have none. `free`: which network inputs x scales, by
-    `center + radius x`, the last symbols of x being rounding errors where a runtime's arithmetic is meant.
+    `center + radius x`, the last symbols of x being rounding errors where a runtime's arithmetic is meant. `region`: the box of all network inputs.
     """
 
     arithmetic: Arithmetic
@@ -88,6 +88,7 @@ class Problem:
     free: np.ndarray
     center: np.ndarray
     radius: np.ndarray
+    region: tuple[np.ndarray, np.ndarray]
     ball: Ball | None = None
 
     def least(self, a: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:

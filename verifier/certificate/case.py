@@ -200,17 +200,21 @@ class Case:
         return (self.arithmetic.array([point])[0] - self.problem.center[k]) / self.problem.radius[k]
 
     def _anew(self, problem: Problem, boxes: Boxes) -> tuple[Problem, Boxes]:
-        """The network reduced again over the hull of some boxes of a problem, where a runtime's errors are smaller, and the boxes there."""
+        """The network reduced again over the hull of some boxes of a problem, where a runtime's errors are smaller, and the boxes there.
+
+        An input that the problem took for a constant has no end in the boxes; should it be a symbol again, they leave it free.
+        """
         free, n = problem.free, len(problem.free)
         room = 2.0**-50 * (abs(problem.center) + problem.radius)
         low, high = (problem.center + problem.radius * side[:, :n] + sign * room for side, sign in ((boxes.lower, -1), (boxes.upper, 1)))
-        lower, upper = self.statement.lower.copy(), self.statement.upper.copy()
+        lower, upper = (end.copy() for end in problem.region)
         lower[free], upper[free] = np.maximum(lower[free], low.min(0)), np.minimum(upper[free], high.max(0))
         again = reduce(self.graph, replace(self.statement, lower=lower, upper=upper, kept=frozenset()), self.arithmetic, self.runtime)
-        place, scaled = np.searchsorted(free, again.free), []
+        _, place, own = np.intersect1d(free, again.free, return_indices=True)
+        scaled = []
         for ends, sign in ((low, -1), (high, 1)):
             side = np.full((len(boxes), again.A.shape[1]), float(sign))
-            side[:, :len(place)] = np.clip((ends[:, place] - again.center) / again.radius + sign * 2.0**-45, -1, 1)
+            side[:, own] = np.clip((ends[:, place] - again.center[own]) / again.radius[own] + sign * 2.0**-45, -1, 1)
             scaled.append(side)
         return again, replace(boxes, lower=scaled[0], upper=scaled[1])
 

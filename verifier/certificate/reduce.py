@@ -117,8 +117,9 @@ class _Builder:
         none = np.zeros(0, arithmetic.dtype)
         A, W = np.zeros((0, len(index)), arithmetic.dtype), np.zeros((0, 0), arithmetic.dtype)
         rows = Rows(W, A, none, none)
-        ball = self._ball(center[index], radius[index], index)
-        self.problem = Problem(arithmetic, A, W, none, none, none, none, (), np.zeros(0, int), rows, index, center[index], radius[index], ball)
+        scale, ball = (index, center[index], radius[index]), self._ball(center[index], radius[index], index)
+        region = statement.lower, statement.upper
+        self.problem = Problem(arithmetic, A, W, none, none, none, none, (), np.zeros(0, int), rows, *scale, region, ball)
 
     def _ball(self, center: np.ndarray, radius: np.ndarray, index: np.ndarray) -> Ball | None:
         """The statement's ball on the scale of the symbols: what is no symbol is left out, which makes the ball no smaller."""
