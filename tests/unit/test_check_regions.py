@@ -5,7 +5,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto
 from onnx.helper import make_node as N
@@ -20,7 +19,6 @@ from verifier.certificate.reduce import FEW_INPUTS, Statement, free_inputs, redu
 from verifier.certificate.schema import CertificateError, Record
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph
-from verifier.graph.onnx_file import arithmetic_of
 from verifier.graph.onnx_load import load_onnx
 from verifier.graph.onnx_run import OnnxRunner
 
@@ -93,12 +91,12 @@ def test_a_ball_of_a_certificate_and_what_it_lacks(tmp_path: Path) -> None:
     path = saved(net, tmp_path)
     stated = case([-1, -1], [1, 1], [[-1.0]], [-1.5])
     with_ball = Record("CASE", stated.fields | {"norm": 2}, stated.arrays | {"center": np.zeros(2), "radius": np.ones(1)})
-    assert check_case(load_onnx(path), [stated], True) and not check_case(load_onnx(path), [with_ball], True)
+    assert check_case(load_onnx(path), [stated], "float32") and not check_case(load_onnx(path), [with_ball], "float32")
     for wrong in ({"norm": 3}, {"norm": 0}):
         with pytest.raises(CertificateError, match="l1 and l2"):
-            check_case(load_onnx(path), [Record("CASE", with_ball.fields | wrong, with_ball.arrays)], False)
+            check_case(load_onnx(path), [Record("CASE", with_ball.fields | wrong, with_ball.arrays)], "real")
     with pytest.raises(CertificateError, match="no radius below 0"):
-        check_case(load_onnx(path), [Record("CASE", with_ball.fields, with_ball.arrays | {"radius": -np.ones(1)})], False)
+        check_case(load_onnx(path), [Record("CASE", with_ball.fields, with_ball.arrays | {"radius": -np.ones(1)})], "real")
     prop = tmp_path / "p.vnnlib"
     prop.write_text("(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(assert (>= Y_0 1.5))"
                     + "".join(f"(assert (<= X_{i} 1))(assert (>= X_{i} -1))" for i in (0, 1)))
@@ -142,7 +140,7 @@ def typed(name: str, folder: Path, size: float = 1.0) -> Path:
 @pytest.mark.parametrize("name", TYPES)
 def test_the_arithmetic_of_a_file_and_no_other(name: str, tmp_path: Path) -> None:
     path = typed(name, tmp_path)
-    assert arithmetic_of(onnx.load(path)) == name
+    assert load_onnx(path).arithmetic == name
     prop = tmp_path / "p.vnnlib"
     declared = "".join(f"(declare-const X_{i} Real)(assert (<= X_{i} 1))(assert (>= X_{i} 0))" for i in range(30))
     prop.write_text(declared + "".join(f"(declare-const Y_{i} Real)" for i in range(4)) + "(assert (<= Y_0 -1))")

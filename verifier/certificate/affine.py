@@ -5,15 +5,17 @@ have none. The vocabulary is that of graph/ir.py.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from verifier.certificate.arithmetic import Arithmetic
+from verifier.certificate.arithmetic import Arithmetic, Runtime
 from verifier.certificate.threads import spread
+from verifier.errors import UnsupportedError
 from verifier.graph.ir import Node
 
 CHUNK = 2**22
@@ -63,6 +65,46 @@ class Affine:
         if self.node.op in ("ReduceSum", "ReduceMean"):
             return prod(shape[axis] for axis in a["axes"])
         return 1 if self.node.op in ("Scale", "Add", "Sub") else 0
+
+
+@dataclass(slots=True)
+class Fused:
+    """What a runtime rounds more that works a scale or a summand into the sum before it.
+
+    What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow. `terms`: how
+    many products were summed into a node's value; `weight`: a bound of all weights up to now.
+    """
+
+    runtime: Runtime
+    arithmetic: Arithmetic
+    terms: Counter = field(default_factory=Counter)
+    weight: float = 0.0
+
+    def moved(self, node: Node) -> None:
+        """A node whose values only move."""
+        self.terms[node.name] = max(self.terms[name] for name in node.inputs)
+
+    def room(self, affine: Affine, most: list[np.ndarray], shift: np.ndarray, largest: Any) -> np.ndarray | None:
+        """By what the node is off beside `Runtime.room`, None where by nothing.
+
+        Args:
+            most: bounds of its inputs' sizes, `(B, *shape)`.
+            shift: its shift's absolute terms.
+            largest: a bound of the size of all values up to now.
+        """
+        node, found = affine.node, None
+        weights = [float(abs(c).max(initial=0)) for key, c in node.constants.items() if key in ("weight", "scale")]
+        counts = [self.terms[name] for name in node.inputs]
+        if node.op == "Scale" and counts[0]:
+            if not max(weights) * self.weight < self.runtime.largest:
+                raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
+            found = self.runtime.room(counts[0], shift, self.arithmetic, largest)
+        elif node.op in ("Add", "Sub") and any(counts):
+            terms = affine.absolute([own * bool(other) for own, other in zip(most, reversed(counts))])
+            found = self.runtime.room(max(counts), terms, self.arithmetic)
+        self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else affine.products(most[0].shape[1:])
+        self.weight = max(self.weight, *weights, 0.0)
+        return found
 
 
 def is_affine(node: Node) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from verifier.certificate.affine import Affine, align, is_affine, windows
+from verifier.certificate.affine import Affine, Fused, align, is_affine, windows
 from verifier.certificate.arithmetic import FLOAT32, LARGEST, LONGEST, Arithmetic, Exact, Runtime
 from verifier.certificate.bound import RELU, Ball, Problem, Rows, activation, bound_both_sides, center_and_radius, widened
 from verifier.certificate.threads import spread
@@ -98,12 +98,12 @@ def free_inputs(statement: Statement, runtime: Runtime | None) -> np.ndarray:
 class _Builder:
     """The problem as far as it is built. `low, high`: the symbols' ranges; `is_neuron`: which of them are outputs of neurons, not inputs.
 
-    `terms`: how many products were summed into a node's value; `largest`, `weight`: bounds of all values and of all weights up to now.
+    `largest`: a bound of all values up to now.
     """
 
     def __init__(self, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> None:
         self.statement, self.arithmetic, self.runtime, self.calls = statement, arithmetic, runtime, Counter()
-        self.terms, self.weight = Counter(), 0.0
+        self.fused = None if runtime is None else Fused(runtime, arithmetic)
         lower, upper = arithmetic.array(statement.lower), arithmetic.array(statement.upper)
         center, radius = center_and_radius(arithmetic, lower, upper)
         free = free_inputs(statement, runtime)
@@ -163,33 +163,16 @@ class _Builder:
         error, size, most = (self.arithmetic.up(part) for part in (error, size + terms, most + terms))
         value = Value(columns, error, size, most)
         if k == 0:
-            self.terms[node.name] = max(self.terms[name] for name in node.inputs)
+            if self.fused is not None:
+                self.fused.moved(node)
             return value
         read = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0)
         value = value._replace(error=self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * most))
         if self.runtime and node.op in ("AveragePool", "ReduceMean"):
             self.check(value, node, k)
         value = self.computed(value, k, most)
-        return self._fused(affine, inputs, terms, value) if self.runtime else value
-
-    def _fused(self, affine: Affine, inputs: list[Value], shift: np.ndarray, value: Value) -> Value:
-        """`value` off by what a runtime rounds more that works a scale or a summand into the sum before it.
-
-        What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow.
-        """
-        node, weights = affine.node, [float(abs(c).max(initial=0)) for key, c in affine.node.constants.items() if key in _WEIGHTS]
-        counts = [self.terms[name] for name in node.inputs]
-        if node.op == "Scale" and counts[0]:
-            if not max(weights) * self.weight < self.runtime.largest:
-                raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
-            value = self.off(value, self.runtime.room(counts[0], shift + 0 * value.most, self.arithmetic, self.largest))
-        elif node.op in ("Add", "Sub") and any(counts):
-            terms = affine.absolute([(own.most * bool(other))[None] for own, other in zip(inputs, reversed(counts))])[0]
-            value = self.off(value, self.runtime.room(max(counts), terms, self.arithmetic))
-        own = affine.products(inputs[0].error.shape)
-        self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else own
-        self.weight = max(self.weight, *weights, 0.0)
-        return value
+        more = None if self.fused is None else self.fused.room(affine, [own.most[None] for own in inputs], terms, self.largest)
+        return value if more is None else self.off(value, np.broadcast_to(more, (1, *value.most.shape))[0])
 
     def computed(self, value: Value, k: int, terms: np.ndarray) -> Value:
         """`value` off by what the runtime rounds in sums of k products, of absolute values `terms` in all."""
@@ -351,7 +334,6 @@ def _smooth(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
     return builder.off(value, builder.runtime.transcendental)
 
 
-_WEIGHTS = ("weight", "scale")
 _NONLINEAR = {
     "Relu": lambda builder, node, inputs: builder.activate(inputs[0], RELU, node), "LeakyRelu": _leaky, "Clip": _clip, "MaxPool": _max_pool,
     "Mul": _product, "Sigmoid": _smooth, "Tanh": _smooth,
