@@ -8,6 +8,7 @@ returns is not. Letters: K rows, U neurons, n inputs; leading axes broadcast, so
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -186,7 +187,8 @@ def center_and_radius(arithmetic: Arithmetic, lower: np.ndarray, upper: np.ndarr
 def activation(kind: str, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The range of s over [lower, upper], rounded outward."""
     if kind == RELU:
-        return np.maximum(lower, 0), np.maximum(upper, 0)
+        zero = Fraction(0) if lower.dtype == object else 0.0  # half of an int is a float
+        return np.maximum(lower, zero), np.maximum(upper, zero)
     if kind == "square":
         ends, inside = (lower * lower, upper * upper), (lower < 0) & (upper > 0)
         outward = 0 if ends[0].dtype == object else 2.0**-50

@@ -197,7 +197,7 @@ class Case:
         """The point on the problem's own scale of input k; any number would do, as both sides share it."""
         if k < 0:
             raise CertificateError(f"{record.place} splits an input that is fixed.")
-        return (self.arithmetic.array([point])[0] - self.problem.center[k]) / self.problem.radius[k]
+        return (self.arithmetic.number(point) - self.problem.center[k]) / self.problem.radius[k]
 
     def _anew(self, problem: Problem, boxes: Boxes) -> tuple[Problem, Boxes]:
         """The network reduced again over the hull of some boxes of a problem, where a runtime's errors are smaller, and the boxes there.
@@ -253,11 +253,11 @@ class _Leaves:
         weight = leaf.array("weight", "f4 f8", (count, None)) if "weight" in leaf.arrays else np.ones((count, 1))
         if (beta < 0).any() or (weight < 0).any():
             raise CertificateError(f"{leaf.place} has a negative beta or weight.")
-        size = min(1024, max(1, CHUNK // max(1, self.stop)))
+        size, number = min(1024, max(1, CHUNK // max(1, self.stop))), self.case.arithmetic.number
 
         def chunk(start: int) -> list:
             at = slice(start, min(start + size, count))
-            own = [[(int(self.position[e]), sign, point) for e, sign, point in splits(path)] for _, _, path in part[at]]
+            own = [[(int(self.position[e]), sign, number(point)) for e, sign, point in splits(path)] for _, _, path in part[at]]
             if any(k < 0 for path in own for k, _, _ in path):
                 raise CertificateError(f"{self.place} splits a neuron that is not in the problem: CASE does not name it as kept.")
             signed = np.zeros((at.stop - start, len(self.case.problem.b)))

@@ -18,6 +18,7 @@ import numpy as np
 
 from verifier.certificate.affine import Affine, Fused
 from verifier.certificate.arithmetic import LARGEST, LONGEST, Arithmetic, Runtime
+from verifier.certificate.bound import RELU, activation
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
 
@@ -111,7 +112,7 @@ class _Pass:
         if node.op not in _ADJOINTS and node.op != "Relu":
             raise UnsupportedError(f"Node {node.name!r}: bounds of many boxes do not cover the operation {node.op!r}.")
         if node.op == "Relu":
-            return Range(np.maximum(inputs[0].lower, 0), np.maximum(inputs[0].upper, 0))
+            return Range(*activation(RELU, inputs[0].lower, inputs[0].upper))
         affine, up = Affine(node, self.arithmetic), self.arithmetic.up
         k = affine.products(self._shape(node))
         if k == 0:

@@ -267,7 +267,8 @@ class _Builder:
         rows[:, :len(source.columns)] += given @ source.columns.T if s.input.any() else 0
         rows[:, 0] = rows[:, 0] - offset
         size = abs(output) @ value.size + abs(given) @ source.size + abs(offset)
-        stated = (abs(output) @ value.most + abs(given) @ source.most + abs(offset)) * array(2.0**-52)  # decimals of the property, as floats
+        # Decimals of the property, as floats: a small offset has fewer digits.
+        stated = (abs(output) @ value.most + abs(given) @ source.most + abs(offset)) * array(2.0**-52) + array(2.0**-1074)
         terms = output.shape[1] + given.shape[1] + EXTRA_TERMS
         slack = self.arithmetic.up(stated + abs(output) @ value.error + abs(given) @ source.error + self.arithmetic.room(terms, size))
         w, a = (rows[:, 1:][:, which] for which in (self.is_neuron, ~self.is_neuron))
