@@ -69,20 +69,26 @@ class Affine:
 
 @dataclass(slots=True)
 class Fused:
-    """What a runtime rounds more that works a scale or a summand into the sum before it.
+    """What a runtime rounds more that works a scale or a summand into the sum before it, or makes a number's product a factor of the sum behind it.
 
-    What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow. `terms`: how
-    many products were summed into a node's value; `weight`: a bound of all weights up to now.
+    What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow; nor must sums
+    of what was to be scaled before, whose underflow is scaled too. `terms`: how many products were summed into a node's value; `weight`, `sums`:
+    bounds of all weights and of all such sums up to now; `scaled`: of what is a number's product, the number and a bound of the other factor.
     """
 
     runtime: Runtime
     arithmetic: Arithmetic
     terms: Counter = field(default_factory=Counter)
     weight: float = 0.0
+    sums: Any = 0
+    scaled: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)
 
     def moved(self, node: Node) -> None:
         """A node whose values only move."""
         self.terms[node.name] = max(self.terms[name] for name in node.inputs)
+        if node.op == "Reshape" and node.inputs[0] in self.scaled:
+            factor, most = self.scaled[node.inputs[0]]
+            self.scaled[node.name] = factor, most.reshape(-1, *node.shape)
 
     def room(self, affine: Affine, most: list[np.ndarray], shift: np.ndarray, largest: Any) -> np.ndarray | None:
         """By what the node is off beside `Runtime.room`, None where by nothing.
@@ -98,13 +104,26 @@ class Fused:
         if node.op == "Scale" and counts[0]:
             if not max(weights) * self.weight < self.runtime.largest:
                 raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
-            found = self.runtime.room(counts[0], shift, self.arithmetic, largest)
+            found = self.runtime.room(counts[0], shift, self.arithmetic, max(largest, self.sums))
+        elif node.op in ("Linear", "LeftMatMul") and node.inputs[0] in self.scaled:
+            found = self._behind(affine, *self.scaled[node.inputs[0]])
         elif node.op in ("Add", "Sub") and any(counts):
             terms = affine.absolute([own * bool(other) for own, other in zip(most, reversed(counts))])
             found = self.runtime.room(max(counts), terms, self.arithmetic)
         self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else affine.products(most[0].shape[1:])
         self.weight = max(self.weight, *weights, 0.0)
+        if node.op == "Scale" and not np.any(shift) and node.constants["scale"].size == 1 and most[0].shape[1:] == node.shape:
+            factor, source = self.scaled.get(node.inputs[0], (1.0, most[0]))
+            self.scaled[node.name] = factor * weights[0], source
         return found
+
+    def _behind(self, affine: Affine, factor: float, most: np.ndarray) -> np.ndarray:
+        """What underflows where a factor waits for the sum."""
+        sums = self.arithmetic.up(affine.absolute([most]))
+        if not (np.all(sums < self.runtime.largest) and factor < self.runtime.largest):
+            raise UnsupportedError(f"Node {affine.node.name!r}: its sums before they are scaled may exceed {self.runtime.largest:.6g}.")
+        self.sums = max(self.sums, sums.max(initial=0))
+        return self.runtime.room(affine.products(most.shape[1:]), 0 * sums, self.arithmetic, sums + self.arithmetic.number(factor))
 
 
 def is_affine(node: Node) -> bool:
