@@ -199,17 +199,24 @@ FACTORS = {
     "alpha": [N("Gemm", ["x", "w"], ["y"], alpha=2.0**80)],
     "a product before": [N("Mul", ["x", "s"], ["z"]), N("MatMul", ["z", "w"], ["y"])],
     "a quotient before": [N("Div", ["x", "t"], ["z"]), N("MatMul", ["z", "w"], ["y"])],
+    "a product before many matrices": [N("Mul", ["x", "s"], ["z"]), N("MatMul", ["z", "v"], ["y"])],
 }
 
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_a_factor_that_a_runtime_keeps_for_the_sum(name: str, tmp_path: Path) -> None:
     """2^-80 2^80 2^-80 is 0 where the smallest are multiplied first, as onnxruntime does it."""
-    weights = {"w": np.array([[2.0**-80]], np.float32), "s": np.array(2.0**80, np.float32), "t": np.array(2.0**-80, np.float32)}
-    path = saved(model(FACTORS[name], (1, 1), {k: v for k, v in weights.items() if any(k in node.input for node in FACTORS[name])}), tmp_path)
-    x = np.array([2.0**-80])
-    assert OnnxRunner(path)(x.astype(np.float32)) == 0
-    stated = case(x, x, [[1.0]], [2.0**-81])
-    assert check_case(load_onnx(path), [stated], "float32") and not check_case(load_onnx(path), [stated], "real")
+    small = np.float32(2.0**-80)
+    weights = {"w": np.full((1, 1), small), "v": np.full((2, 1, 1), small), "s": 1 / small, "t": small}
+    used = {k: np.array(v) for k, v in weights.items() if any(k in node.input for node in FACTORS[name])}
+    n, shape = (2, (1, 2, 1, 1)) if "v" in used else (1, (1, 1))
+    path, x = saved(model(FACTORS[name], shape, used), tmp_path), np.full(n, 2.0**-80)
+    assert (OnnxRunner(path)(x.astype(np.float32)) == 0).all()
+    stated = case(x, x, np.eye(1, n), [2.0**-81])
+    try:
+        assert check_case(load_onnx(path), [stated], "float32")
+    except UnsupportedError as error:
+        assert "before they are scaled" in str(error)
+    assert not check_case(load_onnx(path), [stated], "real")
     large = 2.0**40 * x
-    assert not check_case(load_onnx(path), [case(large, large, [[1.0]], [2.0**-41])], "float32")
+    assert not check_case(load_onnx(path), [case(large, large, np.eye(1, n), [2.0**-41])], "float32")

@@ -73,7 +73,7 @@ class Fused:
 
     What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow; nor must sums
     of what was to be scaled before, whose underflow is scaled too. `terms`: how many products were summed into a node's value; `weight`, `sums`:
-    bounds of all weights and of all such sums up to now; `scaled`: of what is a number's product, the number and a bound of the other factor.
+    bounds of all weights and of all such sums up to now; `scaled`: of what has a number as a factor, the number and a bound of the rest.
     """
 
     runtime: Runtime
@@ -83,12 +83,19 @@ class Fused:
     sums: Any = 0
     scaled: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)
 
-    def moved(self, node: Node) -> None:
+    def moved(self, affine: Affine) -> None:
         """A node whose values only move."""
+        node = affine.node
         self.terms[node.name] = max(self.terms[name] for name in node.inputs)
-        if node.op == "Reshape" and node.inputs[0] in self.scaled:
-            factor, most = self.scaled[node.inputs[0]]
-            self.scaled[node.name] = factor, most.reshape(-1, *node.shape)
+        if len(node.inputs) == 1 and node.inputs[0] in self.scaled:
+            factor, rest = self.scaled[node.inputs[0]]
+            self.scaled[node.name] = factor, affine.absolute([rest])
+
+    def multiplied(self, node: Node, most: list[np.ndarray]) -> None:
+        """A product of two values of these sizes, `(B, *node.shape)`."""
+        if any(name in self.scaled for name in node.inputs):
+            (one, x), (other, y) = (self.scaled.get(name, (1.0, own)) for name, own in zip(node.inputs, most))
+            self.scaled[node.name] = one * other, np.broadcast_to(align(x, len(node.shape)) * align(y, len(node.shape)), most[0].shape)
 
     def room(self, affine: Affine, most: list[np.ndarray], shift: np.ndarray, largest: Any) -> np.ndarray | None:
         """By what the node is off beside `Runtime.room`, None where by nothing.
@@ -105,16 +112,17 @@ class Fused:
             if not max(weights) * self.weight < self.runtime.largest:
                 raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
             found = self.runtime.room(counts[0], shift, self.arithmetic, max(largest, self.sums))
-        elif node.op in ("Linear", "LeftMatMul") and node.inputs[0] in self.scaled:
+        elif node.op in ("Linear", "LeftMatMul", "ReduceSum") and node.inputs[0] in self.scaled:
             found = self._behind(affine, *self.scaled[node.inputs[0]])
         elif node.op in ("Add", "Sub") and any(counts):
             terms = affine.absolute([own * bool(other) for own, other in zip(most, reversed(counts))])
             found = self.runtime.room(max(counts), terms, self.arithmetic)
         self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else affine.products(most[0].shape[1:])
         self.weight = max(self.weight, *weights, 0.0)
-        if node.op == "Scale" and not np.any(shift) and node.constants["scale"].size == 1 and most[0].shape[1:] == node.shape:
-            factor, source = self.scaled.get(node.inputs[0], (1.0, most[0]))
-            self.scaled[node.name] = factor * weights[0], source
+        single = node.op == "Scale" and node.constants["scale"].size == 1
+        if node.op == "Scale" and not np.any(shift) and (single or node.inputs[0] in self.scaled):
+            factor, rest = self.scaled.get(node.inputs[0], (1.0, most[0]))
+            self.scaled[node.name] = (factor * weights[0], rest) if single else (factor, affine.absolute([rest]))
         return found
 
     def _behind(self, affine: Affine, factor: float, most: np.ndarray) -> np.ndarray:

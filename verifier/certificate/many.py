@@ -117,7 +117,7 @@ class _Pass:
         k = affine.products(self._shape(node))
         if k == 0:
             if self.fused is not None:
-                self.fused.moved(node)
+                self.fused.moved(affine)
             return Range(*(affine.linear([end(value) for value in inputs]) for end in (_lower, _upper)))
         if len(inputs) > 1 and any(value.lower.shape[1:] != node.shape for value in inputs):
             raise UnsupportedError(f"Node {node.name!r}: bounds of many boxes do not cover inputs of several shapes.")

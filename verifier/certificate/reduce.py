@@ -164,7 +164,7 @@ class _Builder:
         value = Value(columns, error, size, most)
         if k == 0:
             if self.fused is not None:
-                self.fused.moved(node)
+                self.fused.moved(affine)
             return value
         read = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0)
         value = value._replace(error=self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * most))
@@ -323,6 +323,8 @@ def _product(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
     minus = builder.activate(builder.combined((scale, dx), (-1 / scale, dy)), "square", node)
     corner = builder.combined((x0, y), (y0, dx))
     value = builder.combined((1.0, corner), (0.25, plus), (-0.25, minus))
+    if builder.fused is not None:
+        builder.fused.multiplied(node, [x.most[None], y.most[None]])
     return builder.computed(value, 1, x.most * y.most)
 
 
