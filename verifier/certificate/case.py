@@ -174,8 +174,10 @@ class Case:
         proof = BoxProof(polytopes, self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None, tick)
         failed: dict[int, dict[int, Lacking]] = {}
         leaves, begin = walk(record, 1, n_in, -1), 0
-        while polytopes and (part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]):
+        while part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]:
             tick()
+            if not polytopes:
+                continue  # the tree is read, and proves nothing more
             scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in part]
             lower, upper = narrowed(*whole, scaled)
             own = None if weight is None else weight[begin:begin + len(part)]
