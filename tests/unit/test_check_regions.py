@@ -220,3 +220,16 @@ def test_a_factor_that_a_runtime_keeps_for_the_sum(name: str, tmp_path: Path) ->
     assert not check_case(load_onnx(path), [stated], "real")
     large = 2.0**40 * x
     assert not check_case(load_onnx(path), [case(large, large, np.eye(1, n), [2.0**-41])], "float32")
+
+
+def test_weights_times_several_scales_may_overflow(tmp_path: Path) -> None:
+    """-2^-60 2^40 2^50 2^45 is -2^75, and infinite where a runtime multiplies the weights by both scales."""
+    sizes = {"w": ((1, 1, 1, 1), -2.0**40), "s": ((1, 1, 1), 2.0**50), "t": ((1, 1, 1), 2.0**45)}
+    scales = {name: np.full(shape, value, np.float32) for name, (shape, value) in sizes.items()}
+    nodes = [N("Conv", ["x", "w"], ["a"]), N("Mul", ["a", "s"], ["b"]), N("Mul", ["b", "t"], ["y"])]
+    path, x = saved(model(nodes, (1, 1, 1, 1), scales), tmp_path), np.full(1, 2.0**-60)
+    assert OnnxRunner(path)(x.astype(np.float32)) == -np.inf
+    stated = case(x, x, [[1.0]], [-(2.0**80)])
+    assert not check_case(load_onnx(path), [stated], "real")
+    with pytest.raises(UnsupportedError, match="times the weights before it"):
+        check_case(load_onnx(path), [stated], "float32")

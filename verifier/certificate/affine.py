@@ -72,14 +72,15 @@ class Fused:
     """What a runtime rounds more that works a scale or a summand into the sum before it, or makes a number's product a factor of the sum behind it.
 
     What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow; nor must sums
-    of what was to be scaled before, whose underflow is scaled too. `terms`: how many products were summed into a node's value; `weight`, `sums`:
-    bounds of all weights and of all such sums up to now; `scaled`: of what has a number as a factor, the number and a bound of the rest.
+    of what was to be scaled before, whose underflow is scaled too. `terms`: how many products were summed into a node's value; `weights`: a
+    bound of the weights and factors of that sum, multiplied in any order; `sums`: of all sums of what was to be scaled up to now; `scaled`: of what
+    has a number as a factor, the number and a bound of the rest.
     """
 
     runtime: Runtime
     arithmetic: Arithmetic
     terms: Counter = field(default_factory=Counter)
-    weight: float = 0.0
+    weights: dict[str, float] = field(default_factory=dict)
     sums: Any = 0
     scaled: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)
 
@@ -87,6 +88,7 @@ class Fused:
         """A node whose values only move."""
         node = affine.node
         self.terms[node.name] = max(self.terms[name] for name in node.inputs)
+        self.weights[node.name] = self._before(node)
         if len(node.inputs) == 1 and node.inputs[0] in self.scaled:
             factor, rest = self.scaled[node.inputs[0]]
             self.scaled[node.name] = factor, affine.absolute([rest])
@@ -106,24 +108,29 @@ class Fused:
             largest: a bound of the size of all values up to now.
         """
         node, found = affine.node, None
-        weights = [float(abs(c).max(initial=0)) for key, c in node.constants.items() if key in ("weight", "scale")]
+        own = max([1.0, *(float(abs(c).max(initial=0)) for key, c in node.constants.items() if key in ("weight", "scale"))])
         counts = [self.terms[name] for name in node.inputs]
         if node.op == "Scale" and counts[0]:
-            if not max(weights) * self.weight < self.runtime.largest:
+            if not own * self._before(node) < self.runtime.largest:
                 raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
             found = self.runtime.room(counts[0], shift, self.arithmetic, max(largest, self.sums))
         elif node.op in ("Linear", "LeftMatMul", "ReduceSum") and node.inputs[0] in self.scaled:
             found = self._behind(affine, *self.scaled[node.inputs[0]])
         elif node.op in ("Add", "Sub") and any(counts):
-            terms = affine.absolute([own * bool(other) for own, other in zip(most, reversed(counts))])
+            terms = affine.absolute([part * bool(other) for part, other in zip(most, reversed(counts))])
             found = self.runtime.room(max(counts), terms, self.arithmetic)
         self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else affine.products(most[0].shape[1:])
-        self.weight = max(self.weight, *weights, 0.0)
+        kept = self.scaled[node.inputs[0]][0] if node.op in ("Linear", "LeftMatMul", "ReduceSum") and node.inputs[0] in self.scaled else 1.0
+        self.weights[node.name] = own * (self._before(node) if node.op in ("Scale", "Add", "Sub") else max(1.0, kept))
         single = node.op == "Scale" and node.constants["scale"].size == 1
         if node.op == "Scale" and not np.any(shift) and (single or node.inputs[0] in self.scaled):
             factor, rest = self.scaled.get(node.inputs[0], (1.0, most[0]))
-            self.scaled[node.name] = (factor * weights[0], rest) if single else (factor, affine.absolute([rest]))
+            size = float(abs(node.constants["scale"]).max())
+            self.scaled[node.name] = (factor * size, rest) if single else (factor, affine.absolute([rest]))
         return found
+
+    def _before(self, node: Node) -> float:
+        return max(self.weights.get(name, 1.0) for name in node.inputs)
 
     def _behind(self, affine: Affine, factor: float, most: np.ndarray) -> np.ndarray:
         """What underflows where a factor waits for the sum."""
