@@ -256,13 +256,17 @@ def no_rounding(patch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_fused(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reduce._Builder, "_fused", lambda self, affine, inputs, terms, value: value)
+    patch.setattr(affine.Fused, "room", lambda self, own, most, shift, largest: None)
 
 
 def not_carried(patch: pytest.MonkeyPatch) -> None:
-    right = affine.Affine.absolute
-    shape = lambda self: (-1, *(1,) * len(self.node.shape))  # noqa: E731
-    patch.setattr(affine.Affine, "absolute", lambda self, inputs: right(self, inputs) * np.array([0.0, 1, 1]).reshape(shape(self)))
+    right, parts = affine.Affine.absolute, np.array([0.0, 1, 1])  # of an error, a size and a most
+
+    def absolute(self: affine.Affine, inputs: list[np.ndarray]) -> np.ndarray:
+        found = right(self, inputs)
+        return found * parts.reshape(-1, *(1,) * len(self.node.shape)) if len(inputs[0]) == 3 else found
+
+    patch.setattr(affine.Affine, "absolute", absolute)
 
 
 def values_without_errors(patch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def stacked(arithmetic: Arithmetic, W: np.ndarray, b: np.ndarray, constant: floa
     blocks = tuple(Block(k, k + 1, "relu") for k in range(u))
     nothing = make(np.zeros(0))
     numbers = (make(part) for part in (A, W, b, np.zeros(u), lower, reach))
-    return Problem(arithmetic, *numbers, blocks, np.arange(u), rows, np.zeros(1, int), nothing, nothing)
+    return Problem(arithmetic, *numbers, blocks, np.arange(u), rows, np.zeros(1, int), nothing, nothing, (nothing, nothing))
 
 
 def uncovered(W: np.ndarray, b: np.ndarray, constant: float, reach: np.ndarray) -> float:

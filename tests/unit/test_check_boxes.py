@@ -79,6 +79,23 @@ def test_a_runtimes_errors_are_those_of_the_boxes(
     assert all(failure.by_errors for failure in failures if offset < 0)
 
 
+def test_an_input_that_was_a_constant_in_between_keeps_its_ends() -> None:
+    """x_1 + c y >= 1 is reached at x_1 = 1, x_0 = 0 with y = -|x_0|. Beside 64 thin inputs a thin slab of x_1 makes constants of them all, until the
+
+    network is reduced again: their ends are no other input's.
+    """
+    n, c = 67, 2.0**-8
+    graph = Mlp(((np.eye(1, n) * [[1.0], [-1.0]], np.zeros(2)), (-np.ones((1, 2)), np.zeros(1)))).graph()
+    thin = np.ones(64)
+    arrays = {
+        "lower": np.concatenate([[-1.0, 0.0], thin, [-2.0]]), "upper": np.concatenate([[1.0, 1.0], thin + 2.0**-23, [-1.0]]),
+        "output": np.full((1, 1), -c), "input": -np.eye(1, n, 1), "offset": -np.ones(1),
+        "neuron": np.zeros((0, 2), np.int32), "kept": np.zeros(0, np.uint32),
+    }
+    tree = Record("BOXS", {}, {"tree": np.array([1, -1, -1], np.int32), "point": np.array([1 - 2e-7, 0.0, 0.0])})
+    assert [failure.leaf for failure in check_case(graph, [Record("CASE", {"rows": [1], "nodes": []}, arrays), tree], "float32")] == [1]
+
+
 def truth(seed: int) -> tuple[Net, float, np.ndarray]:
     """A network, the least of a row of its outputs over [-1, 1]^n, rounded up, and the row."""
     net = random_residual(seed) if seed % 3 == 0 else random_mlp(seed, (2, 5, 4, 2))

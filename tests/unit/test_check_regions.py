@@ -5,7 +5,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto
 from onnx.helper import make_node as N
@@ -20,7 +19,6 @@ from verifier.certificate.reduce import FEW_INPUTS, Statement, free_inputs, redu
 from verifier.certificate.schema import CertificateError, Record
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph
-from verifier.graph.onnx_file import arithmetic_of
 from verifier.graph.onnx_load import load_onnx
 from verifier.graph.onnx_run import OnnxRunner
 
@@ -93,12 +91,12 @@ def test_a_ball_of_a_certificate_and_what_it_lacks(tmp_path: Path) -> None:
     path = saved(net, tmp_path)
     stated = case([-1, -1], [1, 1], [[-1.0]], [-1.5])
     with_ball = Record("CASE", stated.fields | {"norm": 2}, stated.arrays | {"center": np.zeros(2), "radius": np.ones(1)})
-    assert check_case(load_onnx(path), [stated], True) and not check_case(load_onnx(path), [with_ball], True)
+    assert check_case(load_onnx(path), [stated], "float32") and not check_case(load_onnx(path), [with_ball], "float32")
     for wrong in ({"norm": 3}, {"norm": 0}):
         with pytest.raises(CertificateError, match="l1 and l2"):
-            check_case(load_onnx(path), [Record("CASE", with_ball.fields | wrong, with_ball.arrays)], False)
+            check_case(load_onnx(path), [Record("CASE", with_ball.fields | wrong, with_ball.arrays)], "real")
     with pytest.raises(CertificateError, match="no radius below 0"):
-        check_case(load_onnx(path), [Record("CASE", with_ball.fields, with_ball.arrays | {"radius": -np.ones(1)})], False)
+        check_case(load_onnx(path), [Record("CASE", with_ball.fields, with_ball.arrays | {"radius": -np.ones(1)})], "real")
     prop = tmp_path / "p.vnnlib"
     prop.write_text("(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(assert (>= Y_0 1.5))"
                     + "".join(f"(assert (<= X_{i} 1))(assert (>= X_{i} -1))" for i in (0, 1)))
@@ -142,7 +140,7 @@ def typed(name: str, folder: Path, size: float = 1.0) -> Path:
 @pytest.mark.parametrize("name", TYPES)
 def test_the_arithmetic_of_a_file_and_no_other(name: str, tmp_path: Path) -> None:
     path = typed(name, tmp_path)
-    assert arithmetic_of(onnx.load(path)) == name
+    assert load_onnx(path).arithmetic == name
     prop = tmp_path / "p.vnnlib"
     declared = "".join(f"(declare-const X_{i} Real)(assert (<= X_{i} 1))(assert (>= X_{i} 0))" for i in range(30))
     prop.write_text(declared + "".join(f"(declare-const Y_{i} Real)" for i in range(4)) + "(assert (<= Y_0 -1))")
@@ -195,3 +193,43 @@ def test_a_mean_of_values_whose_sum_overflows_is_refused(tmp_path: Path) -> None
                 reduce(graph, asked, ROUNDED, FLOAT16)
         else:
             assert reduce(graph, asked, ROUNDED, FLOAT16)
+
+
+FACTORS = {
+    "alpha": [N("Gemm", ["x", "w"], ["y"], alpha=2.0**80)],
+    "a product before": [N("Mul", ["x", "s"], ["z"]), N("MatMul", ["z", "w"], ["y"])],
+    "a quotient before": [N("Div", ["x", "t"], ["z"]), N("MatMul", ["z", "w"], ["y"])],
+    "a product before many matrices": [N("Mul", ["x", "s"], ["z"]), N("MatMul", ["z", "v"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_that_a_runtime_keeps_for_the_sum(name: str, tmp_path: Path) -> None:
+    """2^-80 2^80 2^-80 is 0 where the smallest are multiplied first, as onnxruntime does it."""
+    small = np.float32(2.0**-80)
+    weights = {"w": np.full((1, 1), small), "v": np.full((2, 1, 1), small), "s": 1 / small, "t": small}
+    used = {k: np.array(v) for k, v in weights.items() if any(k in node.input for node in FACTORS[name])}
+    n, shape = (2, (1, 2, 1, 1)) if "v" in used else (1, (1, 1))
+    path, x = saved(model(FACTORS[name], shape, used), tmp_path), np.full(n, 2.0**-80)
+    assert (OnnxRunner(path)(x.astype(np.float32)) == 0).all()
+    stated = case(x, x, np.eye(1, n), [2.0**-81])
+    try:
+        assert check_case(load_onnx(path), [stated], "float32")
+    except UnsupportedError as error:
+        assert "before they are scaled" in str(error)
+    assert not check_case(load_onnx(path), [stated], "real")
+    large = 2.0**40 * x
+    assert not check_case(load_onnx(path), [case(large, large, np.eye(1, n), [2.0**-41])], "float32")
+
+
+def test_weights_times_several_scales_may_overflow(tmp_path: Path) -> None:
+    """-2^-60 2^40 2^50 2^45 is -2^75, and infinite where a runtime multiplies the weights by both scales."""
+    sizes = {"w": ((1, 1, 1, 1), -2.0**40), "s": ((1, 1, 1), 2.0**50), "t": ((1, 1, 1), 2.0**45)}
+    scales = {name: np.full(shape, value, np.float32) for name, (shape, value) in sizes.items()}
+    nodes = [N("Conv", ["x", "w"], ["a"]), N("Mul", ["a", "s"], ["b"]), N("Mul", ["b", "t"], ["y"])]
+    path, x = saved(model(nodes, (1, 1, 1, 1), scales), tmp_path), np.full(1, 2.0**-60)
+    assert OnnxRunner(path)(x.astype(np.float32)) == -np.inf
+    stated = case(x, x, [[1.0]], [-(2.0**80)])
+    assert not check_case(load_onnx(path), [stated], "real")
+    with pytest.raises(UnsupportedError, match="times the weights before it"):
+        check_case(load_onnx(path), [stated], "float32")

@@ -164,6 +164,7 @@ def test_ten_thousand_roundings_of_one_constant_are_counted() -> None:
     problem = Problem(
         arithmetic, np.zeros((count, 1)), W, b, np.zeros(count), np.full(count, 0.0), np.full(count, 1.0),
         tuple(Block(k, k + 1, "relu") for k in range(count)), np.full(count, -1), rows, np.zeros(1, int), np.zeros(1), np.ones(1),
+        (-np.ones(1), np.ones(1)),
     )
     reduced = eliminate(problem, frozenset())
     true = Fraction(1) + sum(map(Fraction, b.tolist()))

@@ -145,3 +145,33 @@ def test_the_comparison_of_specs_sees_a_changed_number() -> None:
 def test_a_ball_cannot_be_written() -> None:
     with pytest.raises(SpecError, match="l2 or l1 ball"):
         to_vnnlib(robustness(IMAGE, 0, 0.1, 2, norm="l2"))
+
+
+def test_large_pixels_lose_nothing_of_a_small_eps() -> None:
+    """The ends are within an ulp of the exact ones, which is what a proof adds."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        size = 10.0 ** random.uniform(-3, 9)
+        image = random.normal(size=3) * size
+        mean, std = image + random.normal(size=3) * 10.0 ** random.uniform(-9, 1), 10.0 ** random.uniform(-2, 2, 3)
+        eps, clip = 10.0 ** random.uniform(-6, 0), [None, (float(image.min()), float(image.max()))][random.integers(2)]
+        case = robustness(image, 0, eps, 2, clip=clip, mean=mean, std=std).cases[0]
+        low, high = (Fraction(v) for v in clip or (-(10**30), 10**30))
+        lower, upper = case.received()
+        for i, (v, m, s) in enumerate(zip(image.tolist(), mean.tolist(), std.tolist())):
+            ends = [(min(max(Fraction(v) + side * Fraction(eps), low), high) - Fraction(m)) / Fraction(s) for side in (-1, 1)]
+            assert Fraction(float(lower[i])) <= ends[0] and ends[1] <= Fraction(float(upper[i]))
+            assert Fraction(float(np.nextafter(case.lower[i], np.inf))) > ends[0] and ends[1] > Fraction(float(np.nextafter(case.upper[i], -np.inf)))
+
+
+@pytest.mark.parametrize(("norm", "p"), [("l1", 1), ("l2", 2)])
+def test_a_proof_covers_the_ball_that_is_meant(norm: str, p: int) -> None:
+    random = np.random.default_rng(1)
+    for _ in range(100):
+        image, mean, std = random.normal(size=4), random.normal(), 10.0 ** random.uniform(-1, 1)
+        ball = robustness(image, 0, 0.1, 2, norm=norm, clip=None, mean=mean, std=std).cases[0].ball
+        assert ball is not None
+        away = sum(abs((Fraction(v) - Fraction(mean)) / Fraction(std) - Fraction(c)) ** p for v, c in zip(image.tolist(), ball.center.tolist()))
+        more = Fraction(ball.covering) - Fraction(0.1) / Fraction(std)
+        assert more >= 0 and more**p >= away and ball.covering <= ball.radius + 1e-13
+    assert robustness(image, 0, 0.1, 2, norm=norm, clip=None).cases[0].ball.covering == 0.1

@@ -5,15 +5,17 @@ have none. The vocabulary is that of graph/ir.py.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from verifier.certificate.arithmetic import Arithmetic
+from verifier.certificate.arithmetic import Arithmetic, Runtime
 from verifier.certificate.threads import spread
+from verifier.errors import UnsupportedError
 from verifier.graph.ir import Node
 
 CHUNK = 2**18
@@ -63,6 +65,80 @@ class Affine:
         if self.node.op in ("ReduceSum", "ReduceMean"):
             return prod(shape[axis] for axis in a["axes"])
         return 1 if self.node.op in ("Scale", "Add", "Sub") else 0
+
+
+@dataclass(slots=True)
+class Fused:
+    """What a runtime rounds more that works a scale or a summand into the sum before it, or makes a number's product a factor of the sum behind it.
+
+    What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow; nor must sums
+    of what was to be scaled before, whose underflow is scaled too. `terms`: how many products were summed into a node's value; `weights`: a
+    bound of the weights and factors of that sum, multiplied in any order; `sums`: of all sums of what was to be scaled up to now; `scaled`: of what
+    has a number as a factor, the number and a bound of the rest.
+    """
+
+    runtime: Runtime
+    arithmetic: Arithmetic
+    terms: Counter = field(default_factory=Counter)
+    weights: dict[str, float] = field(default_factory=dict)
+    sums: Any = 0
+    scaled: dict[str, tuple[float, np.ndarray]] = field(default_factory=dict)
+
+    def moved(self, affine: Affine) -> None:
+        """A node whose values only move."""
+        node = affine.node
+        self.terms[node.name] = max(self.terms[name] for name in node.inputs)
+        self.weights[node.name] = self._before(node)
+        if len(node.inputs) == 1 and node.inputs[0] in self.scaled:
+            factor, rest = self.scaled[node.inputs[0]]
+            self.scaled[node.name] = factor, affine.absolute([rest])
+
+    def multiplied(self, node: Node, most: list[np.ndarray]) -> None:
+        """A product of two values of these sizes, `(B, *node.shape)`."""
+        if any(name in self.scaled for name in node.inputs):
+            (one, x), (other, y) = (self.scaled.get(name, (1.0, own)) for name, own in zip(node.inputs, most))
+            self.scaled[node.name] = one * other, np.broadcast_to(align(x, len(node.shape)) * align(y, len(node.shape)), most[0].shape)
+
+    def room(self, affine: Affine, most: list[np.ndarray], shift: np.ndarray, largest: Any) -> np.ndarray | None:
+        """By what the node is off beside `Runtime.room`, None where by nothing.
+
+        Args:
+            most: bounds of its inputs' sizes, `(B, *shape)`.
+            shift: its shift's absolute terms.
+            largest: a bound of the size of all values up to now.
+        """
+        node, found = affine.node, None
+        own = max([1.0, *(float(abs(c).max(initial=0)) for key, c in node.constants.items() if key in ("weight", "scale"))])
+        counts = [self.terms[name] for name in node.inputs]
+        if node.op == "Scale" and counts[0]:
+            if not own * self._before(node) < self.runtime.largest:
+                raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
+            found = self.runtime.room(counts[0], shift, self.arithmetic, max(largest, self.sums))
+        elif node.op in ("Linear", "LeftMatMul", "ReduceSum") and node.inputs[0] in self.scaled:
+            found = self._behind(affine, *self.scaled[node.inputs[0]])
+        elif node.op in ("Add", "Sub") and any(counts):
+            terms = affine.absolute([part * bool(other) for part, other in zip(most, reversed(counts))])
+            found = self.runtime.room(max(counts), terms, self.arithmetic)
+        self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else affine.products(most[0].shape[1:])
+        kept = self.scaled[node.inputs[0]][0] if node.op in ("Linear", "LeftMatMul", "ReduceSum") and node.inputs[0] in self.scaled else 1.0
+        self.weights[node.name] = own * (self._before(node) if node.op in ("Scale", "Add", "Sub") else max(1.0, kept))
+        single = node.op == "Scale" and node.constants["scale"].size == 1
+        if node.op == "Scale" and not np.any(shift) and (single or node.inputs[0] in self.scaled):
+            factor, rest = self.scaled.get(node.inputs[0], (1.0, most[0]))
+            size = float(abs(node.constants["scale"]).max())
+            self.scaled[node.name] = (factor * size, rest) if single else (factor, affine.absolute([rest]))
+        return found
+
+    def _before(self, node: Node) -> float:
+        return max(self.weights.get(name, 1.0) for name in node.inputs)
+
+    def _behind(self, affine: Affine, factor: float, most: np.ndarray) -> np.ndarray:
+        """What underflows where a factor waits for the sum."""
+        sums = self.arithmetic.up(affine.absolute([most]))
+        if not (np.all(sums < self.runtime.largest) and factor < self.runtime.largest):
+            raise UnsupportedError(f"Node {affine.node.name!r}: its sums before they are scaled may exceed {self.runtime.largest:.6g}.")
+        self.sums = max(self.sums, sums.max(initial=0))
+        return self.runtime.room(affine.products(most.shape[1:]), 0 * sums, self.arithmetic, sums + self.arithmetic.number(factor))
 
 
 def is_affine(node: Node) -> bool:

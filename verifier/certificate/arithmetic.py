@@ -43,6 +43,9 @@ class Rounded:
     def array(self, values: Any) -> np.ndarray:
         return np.asarray(values, np.float64)
 
+    def number(self, value: float) -> Any:
+        return value
+
     def room(self, k: int, terms: Any) -> Any:
         """What sums of k products are off by at most, for `terms` >= the sums of their absolute values."""
         return gamma(k, 2.0**-53) * terms + TINY
@@ -69,6 +72,9 @@ class Exact:
         exact = np.empty(given.shape, object)
         exact.reshape(-1)[:] = [Fraction(v) if isinstance(v, (int, Fraction)) else Fraction(float(v)) for v in given.reshape(-1).tolist()]
         return exact
+
+    def number(self, value: float) -> Any:
+        return Fraction(value)
 
     def room(self, k: int, terms: Any) -> Any:
         return 0 * terms

@@ -8,6 +8,7 @@ returns is not. Letters: K rows, U neurons, n inputs; leading axes broadcast, so
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -72,7 +73,7 @@ class Problem:
     Where there is a `ball`, the first inputs lie in it too.
 
     `name (U,)`: the neurons' positions in the certificate's table, -1 where they have none. `free`: which network inputs x scales, by
-    `center + radius x`, the last symbols of x being rounding errors where a runtime's arithmetic is meant.
+    `center + radius x`, the last symbols of x being rounding errors where a runtime's arithmetic is meant. `region`: the box of all network inputs.
     """
 
     arithmetic: Arithmetic
@@ -88,6 +89,7 @@ class Problem:
     free: np.ndarray
     center: np.ndarray
     radius: np.ndarray
+    region: tuple[np.ndarray, np.ndarray]
     ball: Ball | None = None
 
     def least(self, a: np.ndarray, inputs: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
@@ -185,7 +187,8 @@ def center_and_radius(arithmetic: Arithmetic, lower: np.ndarray, upper: np.ndarr
 def activation(kind: str, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The range of s over [lower, upper], rounded outward."""
     if kind == RELU:
-        return np.maximum(lower, 0), np.maximum(upper, 0)
+        zero = Fraction(0) if lower.dtype == object else 0.0  # half of an int is a float
+        return np.maximum(lower, zero), np.maximum(upper, zero)
     if kind == "square":
         ends, inside = (lower * lower, upper * upper), (lower < 0) & (upper > 0)
         outward = 0 if ends[0].dtype == object else 2.0**-50

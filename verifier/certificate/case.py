@@ -182,8 +182,10 @@ class Case:
         anew = self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None
         failed: dict[int, dict[int, Lacking]] = {}
         leaves, begin = walk(record, 1, n_in, -1), 0
-        while polytopes and (part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]):
+        while part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]:
             tick()
+            if not polytopes:
+                continue  # the tree is read, and proves nothing more
             scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in part]
             lower, upper = narrowed(*whole, scaled)
             own = None if weight is None else weight[begin:begin + len(part)]
@@ -207,20 +209,24 @@ class Case:
         """The point on the problem's own scale of input k; any number would do, as both sides share it."""
         if k < 0:
             raise CertificateError(f"{record.place} splits an input that is fixed.")
-        return (self.arithmetic.array([point])[0] - self.problem.center[k]) / self.problem.radius[k]
+        return (self.arithmetic.number(point) - self.problem.center[k]) / self.problem.radius[k]
 
     def _anew(self, problem: Problem, boxes: Boxes) -> tuple[Problem, Boxes]:
-        """The network reduced again over the hull of some boxes of a problem, where a runtime's errors are smaller, and the boxes there."""
+        """The network reduced again over the hull of some boxes of a problem, where a runtime's errors are smaller, and the boxes there.
+
+        An input that the problem took for a constant has no end in the boxes; should it be a symbol again, they leave it free.
+        """
         free, n = problem.free, len(problem.free)
         room = 2.0**-50 * (abs(problem.center) + problem.radius)
         low, high = (problem.center + problem.radius * side[:, :n] + sign * room for side, sign in ((boxes.lower, -1), (boxes.upper, 1)))
-        lower, upper = self.statement.lower.copy(), self.statement.upper.copy()
+        lower, upper = (end.copy() for end in problem.region)
         lower[free], upper[free] = np.maximum(lower[free], low.min(0)), np.minimum(upper[free], high.max(0))
         again = reduce(self.graph, replace(self.statement, lower=lower, upper=upper, kept=frozenset()), self.arithmetic, self.runtime)
-        place, scaled = np.searchsorted(free, again.free), []
+        _, place, own = np.intersect1d(free, again.free, return_indices=True)
+        scaled = []
         for ends, sign in ((low, -1), (high, 1)):
             side = np.full((len(boxes), again.A.shape[1]), float(sign))
-            side[:, :len(place)] = np.clip((ends[:, place] - again.center) / again.radius + sign * 2.0**-45, -1, 1)
+            side[:, own] = np.clip((ends[:, place] - again.center[own]) / again.radius[own] + sign * 2.0**-45, -1, 1)
             scaled.append(side)
         return again, replace(boxes, lower=scaled[0], upper=scaled[1])
 
@@ -259,11 +265,11 @@ class _Leaves:
         weight = leaf.array("weight", "f4 f8", (count, None)) if "weight" in leaf.arrays else np.ones((count, 1))
         if (beta < 0).any() or (weight < 0).any():
             raise CertificateError(f"{leaf.place} has a negative beta or weight.")
-        size = min(1024, max(1, CHUNK // max(1, self.stop)))
+        size, number = min(1024, max(1, CHUNK // max(1, self.stop))), self.case.arithmetic.number
 
         def chunk(start: int) -> list:
             at = slice(start, min(start + size, count))
-            own = [[(int(self.position[e]), sign, point) for e, sign, point in splits(path)] for _, _, path in part[at]]
+            own = [[(int(self.position[e]), sign, number(point)) for e, sign, point in splits(path)] for _, _, path in part[at]]
             if any(k < 0 for path in own for k, _, _ in path):
                 raise CertificateError(f"{self.place} splits a neuron that is not in the problem: CASE does not name it as kept.")
             signed = np.zeros((at.stop - start, len(self.case.problem.b)))

@@ -91,7 +91,7 @@ def case_record(case: Case, table: Table, n_out: int, dtype: str) -> Record:
         arrays["input"] = np.concatenate([np.tile(none, (len(p.offset), 1)) if p.input is None else p.input for p in case.polytopes]).astype(float)
     fields = {"rows": [len(p.offset) for p in case.polytopes], "nodes": list(table.nodes)}
     if case.ball is not None:
-        arrays |= {"center": case.ball.center, "radius": np.array([case.ball.radius])}
+        arrays |= {"center": case.ball.center, "radius": np.array([case.ball.covering])}
         fields["norm"] = case.ball.norm
     return Record("CASE", fields, arrays)
 

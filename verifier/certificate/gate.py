@@ -193,7 +193,7 @@ def _states_ball(stated: tuple[np.ndarray, float, int] | None, asked: Ball | Non
     if stated is None or asked is None:
         return stated is None
     center, radius, norm = stated
-    return np.array_equal(center, asked.center) and norm == asked.norm and radius >= asked.radius
+    return np.array_equal(center, asked.center) and norm == asked.norm and radius >= asked.covering
 
 
 def _states_polytope(stated: tuple[np.ndarray, np.ndarray, np.ndarray], asked: Polytope) -> bool:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from verifier.certificate.affine import Affine
+from verifier.certificate.affine import Affine, Fused
 from verifier.certificate.arithmetic import LARGEST, LONGEST, Arithmetic, Runtime
+from verifier.certificate.bound import RELU, activation
 from verifier.errors import UnsupportedError
 from verifier.graph.ir import Graph, Node
 
@@ -61,6 +62,8 @@ def bounds_of_many(
 class _Pass:
     def __init__(self, graph: Graph, arithmetic: Arithmetic, runtime: Runtime | None) -> None:
         self.graph, self.arithmetic, self.runtime = graph, arithmetic, runtime
+        self.fused = None if runtime is None else Fused(runtime, arithmetic)
+        self.limit, self.largest = LARGEST if runtime is None else min(LARGEST, runtime.largest), 0.0
         self.ranges: dict[str, Range] = {}
         self.held: dict[str, np.ndarray] = {}
 
@@ -68,8 +71,10 @@ class _Pass:
         array, graph = self.arithmetic.array, self.graph
         lower, upper = (array(end).reshape(-1, *graph.input_shape) for end in box)
         self.ranges[graph.input.name] = Range(lower, upper)
+        self.largest = self.ranges[graph.input.name].most.max(initial=0)
         for node in graph.nodes[1:]:
-            self.ranges[node.name] = self._forward(node, [self.ranges[name] for name in node.inputs])
+            found = self.ranges[node.name] = self._forward(node, [self.ranges[name] for name in node.inputs])
+            self.largest = max(self.largest, found.most.max(initial=0))
         output, offset = map(array, rows)
         self.held[graph.output] = c = output.reshape(*output.shape[:2], *graph.output_shape)
         total, error = -offset, self._stated(c, offset)
@@ -107,10 +112,12 @@ class _Pass:
         if node.op not in _ADJOINTS and node.op != "Relu":
             raise UnsupportedError(f"Node {node.name!r}: bounds of many boxes do not cover the operation {node.op!r}.")
         if node.op == "Relu":
-            return Range(np.maximum(inputs[0].lower, 0), np.maximum(inputs[0].upper, 0))
+            return Range(*activation(RELU, inputs[0].lower, inputs[0].upper))
         affine, up = Affine(node, self.arithmetic), self.arithmetic.up
         k = affine.products(self._shape(node))
         if k == 0:
+            if self.fused is not None:
+                self.fused.moved(affine)
             return Range(*(affine.linear([end(value) for value in inputs]) for end in (_lower, _upper)))
         if len(inputs) > 1 and any(value.lower.shape[1:] != node.shape for value in inputs):
             raise UnsupportedError(f"Node {node.name!r}: bounds of many boxes do not cover inputs of several shapes.")
@@ -120,13 +127,14 @@ class _Pass:
         radii = [up(np.maximum(value.upper - m, m - value.lower)) for value, m in zip(inputs, middles)]
         size = up(affine.absolute([value.most for value in inputs]) + affine.shift_terms())
         off = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0) * size
-        if self.runtime is not None:
-            off = up(off + self.runtime.room(k, size, self.arithmetic))
+        if self.fused is not None:
+            more = self.fused.room(affine, [value.most for value in inputs], affine.shift_terms(), self.largest)
+            off = up(off + self.runtime.room(k, size, self.arithmetic) + (0 if more is None else more))
         middle = affine.linear(middles) + affine.shift()
         radius = up(affine.absolute(radii) + off + self._sum(k, size))
         found = Range(middle - radius - self._sum(1, size), middle + radius + self._sum(1, size), off, size)
-        if not np.all(found.most < LARGEST):
-            raise UnsupportedError(f"Node {node.name!r}: its values may exceed 2^100, which the checker does not follow.")
+        if not np.all(up(size + off) < self.limit):  # nor does a part of a sum
+            raise UnsupportedError(f"Node {node.name!r}: its values may exceed {self.limit:.6g}, which the checker does not follow.")
         return found
 
     def _backward(self, node: Node, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from verifier.certificate.affine import Affine, align, is_affine, windows
+from verifier.certificate.affine import Affine, Fused, align, is_affine, windows
 from verifier.certificate.arithmetic import FLOAT32, LARGEST, LONGEST, Arithmetic, Exact, Runtime
 from verifier.certificate.bound import RELU, Ball, Problem, Rows, activation, bound_both_sides, center_and_radius, widened
 from verifier.certificate.threads import spread
@@ -98,12 +98,12 @@ def free_inputs(statement: Statement, runtime: Runtime | None) -> np.ndarray:
 class _Builder:
     """The problem as far as it is built. `low, high`: the symbols' ranges; `is_neuron`: which of them are outputs of neurons, not inputs.
 
-    `terms`: how many products were summed into a node's value; `largest`, `weight`: bounds of all values and of all weights up to now.
+    `largest`: a bound of all values up to now.
     """
 
     def __init__(self, statement: Statement, arithmetic: Arithmetic, runtime: Runtime | None) -> None:
         self.statement, self.arithmetic, self.runtime, self.calls = statement, arithmetic, runtime, Counter()
-        self.terms, self.weight = Counter(), 0.0
+        self.fused = None if runtime is None else Fused(runtime, arithmetic)
         lower, upper = arithmetic.array(statement.lower), arithmetic.array(statement.upper)
         center, radius = center_and_radius(arithmetic, lower, upper)
         free = free_inputs(statement, runtime)
@@ -117,8 +117,9 @@ class _Builder:
         none = np.zeros(0, arithmetic.dtype)
         A, W = np.zeros((0, len(index)), arithmetic.dtype), np.zeros((0, 0), arithmetic.dtype)
         rows = Rows(W, A, none, none)
-        ball = self._ball(center[index], radius[index], index)
-        self.problem = Problem(arithmetic, A, W, none, none, none, none, (), np.zeros(0, int), rows, index, center[index], radius[index], ball)
+        scale, ball = (index, center[index], radius[index]), self._ball(center[index], radius[index], index)
+        region = statement.lower, statement.upper
+        self.problem = Problem(arithmetic, A, W, none, none, none, none, (), np.zeros(0, int), rows, *scale, region, ball)
 
     def _ball(self, center: np.ndarray, radius: np.ndarray, index: np.ndarray) -> Ball | None:
         """The statement's ball on the scale of the symbols: what is no symbol is left out, which makes the ball no smaller."""
@@ -162,33 +163,16 @@ class _Builder:
         error, size, most = (self.arithmetic.up(part) for part in (error, size + terms, most + terms))
         value = Value(columns, error, size, most)
         if k == 0:
-            self.terms[node.name] = max(self.terms[name] for name in node.inputs)
+            if self.fused is not None:
+                self.fused.moved(affine)
             return value
         read = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0)
         value = value._replace(error=self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * most))
         if self.runtime and node.op in ("AveragePool", "ReduceMean"):
             self.check(value, node, k)
         value = self.computed(value, k, most)
-        return self._fused(affine, inputs, terms, value) if self.runtime else value
-
-    def _fused(self, affine: Affine, inputs: list[Value], shift: np.ndarray, value: Value) -> Value:
-        """`value` off by what a runtime rounds more that works a scale or a summand into the sum before it.
-
-        What is added is then rounded as often as that sum has products, and weights times the scale may underflow, but must not overflow.
-        """
-        node, weights = affine.node, [float(abs(c).max(initial=0)) for key, c in affine.node.constants.items() if key in _WEIGHTS]
-        counts = [self.terms[name] for name in node.inputs]
-        if node.op == "Scale" and counts[0]:
-            if not max(weights) * self.weight < self.runtime.largest:
-                raise UnsupportedError(f"Node {node.name!r}: its scale times the weights before it may exceed {self.runtime.largest:.6g}.")
-            value = self.off(value, self.runtime.room(counts[0], shift + 0 * value.most, self.arithmetic, self.largest))
-        elif node.op in ("Add", "Sub") and any(counts):
-            terms = affine.absolute([(own.most * bool(other))[None] for own, other in zip(inputs, reversed(counts))])[0]
-            value = self.off(value, self.runtime.room(max(counts), terms, self.arithmetic))
-        own = affine.products(inputs[0].error.shape)
-        self.terms[node.name] = max(counts) + 1 if node.op in ("Scale", "Add", "Sub") else own
-        self.weight = max(self.weight, *weights, 0.0)
-        return value
+        more = None if self.fused is None else self.fused.room(affine, [own.most[None] for own in inputs], terms, self.largest)
+        return value if more is None else self.off(value, np.broadcast_to(more, (1, *value.most.shape))[0])
 
     def computed(self, value: Value, k: int, terms: np.ndarray) -> Value:
         """`value` off by what the runtime rounds in sums of k products, of absolute values `terms` in all."""
@@ -285,7 +269,8 @@ class _Builder:
         rows[:, :len(source.columns)] += given @ source.columns.T if s.input.any() else 0
         rows[:, 0] = rows[:, 0] - offset
         size = abs(output) @ value.size + abs(given) @ source.size + abs(offset)
-        stated = (abs(output) @ value.most + abs(given) @ source.most + abs(offset)) * array(2.0**-52)  # decimals of the property, as floats
+        # Decimals of the property, as floats: a small offset has fewer digits.
+        stated = (abs(output) @ value.most + abs(given) @ source.most + abs(offset)) * array(2.0**-52) + array(2.0**-1074)
         terms = output.shape[1] + given.shape[1] + EXTRA_TERMS
         slack = self.arithmetic.up(stated + abs(output) @ value.error + abs(given) @ source.error + self.arithmetic.room(terms, size))
         w, a = (rows[:, 1:][:, which] for which in (self.is_neuron, ~self.is_neuron))
@@ -340,6 +325,8 @@ def _product(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
     minus = builder.activate(builder.combined((scale, dx), (-1 / scale, dy)), "square", node)
     corner = builder.combined((x0, y), (y0, dx))
     value = builder.combined((1.0, corner), (0.25, plus), (-0.25, minus))
+    if builder.fused is not None:
+        builder.fused.multiplied(node, [x.most[None], y.most[None]])
     return builder.computed(value, 1, x.most * y.most)
 
 
@@ -352,7 +339,6 @@ def _smooth(builder: _Builder, node: Node, inputs: list[Value]) -> Value:
     return builder.off(value, builder.runtime.transcendental)
 
 
-_WEIGHTS = ("weight", "scale")
 _NONLINEAR = {
     "Relu": lambda builder, node, inputs: builder.activate(inputs[0], RELU, node), "LeakyRelu": _leaky, "Clip": _clip, "MaxPool": _max_pool,
     "Mul": _product, "Sigmoid": _smooth, "Tanh": _smooth,

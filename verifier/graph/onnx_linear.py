@@ -29,16 +29,22 @@ def scaled(array: np.ndarray, factor: float) -> np.ndarray:
 
 
 def gemm(node: OnnxNode, build: Lowering) -> Value:
-    """alpha A' B' + beta C, with A' and B' transposed where the attributes say so."""
+    """alpha A' B' + beta C, with A' and B' transposed where the attributes say so.
+
+    Another alpha than 1 is a node of its own: a runtime multiplies the sum by it, or the weights.
+    """
     a, b, c = node.value(0), node.value(1), node.given(2)
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise ShapeError(f"Gemm {node.name!r} multiplies shapes {a.shape} and {b.shape}, which are not two matrices.")
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     a = transposed(a, build) if node.flag("transA") else a
     if isinstance(a, Variable) and isinstance(b, np.ndarray):
-        weight = scaled(build.floats(b if node.flag("transB") else b.T), alpha)
+        weight = build.floats(b if node.flag("transB") else b.T)
         bias = None if isinstance(c, Variable) or c is None else row_bias(c, weight.shape[0])
-        result: Value = linear(a, weight, None if bias is None else scaled(build.floats(bias), beta), build)
+        shift = None if bias is None else scaled(build.floats(bias), beta)
+        result: Value = linear(a, weight, shift if alpha == 1 else None, build)
+        if alpha != 1:
+            result = build.scale(result, np.float64(alpha), 0.0 if shift is None else shift)
         if bias is not None:
             return result
     else:

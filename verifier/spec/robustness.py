@@ -55,8 +55,9 @@ def robustness(
     if norm != "linf":
         if np.ptp(std) > 0:
             raise SpecError(f"std differs between channels, which makes an ellipsoid of the {norm} ball: use linf, or one std for all.")
-        ball = Ball((image - mean) / std, float(eps / std[0]), _NORMS[norm])
-    case = Case((raw_lower - mean) / std, (raw_upper - mean) / std, _label_changes(label, n_out), ball)
+        ball = _ball(image, eps, mean, std, _NORMS[norm])
+    lower, upper = (_normalised(image, side * eps, (low, high), mean, std) for side in (-1, 1))
+    case = Case(lower, upper, _label_changes(label, n_out), ball)
     return Spec((case,), image.size, n_out, f"{norm} ball of eps = {eps:g} around an image of class {label}")
 
 
@@ -99,6 +100,44 @@ def _per_pixel(values: Sequence[float] | float, shape: tuple[int, ...], name: st
         raise SpecError(f"{name} has {channels.size} channels but the image has shape {shape}: give one number a channel, or one for all.")
     column = channels.reshape(channels.size, *([1] * (-axis - 1)))
     return np.broadcast_to(column, shape).reshape(-1)
+
+
+def _normalised(image: np.ndarray, shift: float, clip: tuple[float, float], mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """(image + shift, clipped, - mean) / std off by less than an ulp: large pixels lose nothing of a small shift.
+
+    What a sum or a quotient of floats rounds is a float, or nearly so, and is added at the end (Knuth, Dekker).
+    """
+    low, high = clip
+    if not mean.any() and (std == 1).all():
+        return np.clip(image + shift, low, high)
+    with np.errstate(all="ignore"):
+        end, rest = _sum(image, np.full_like(image, shift))
+        for side, outside in ((low, (end < low) | ((end == low) & (rest < 0))), (high, (end > high) | ((end == high) & (rest > 0)))):
+            end, rest = np.where(outside, side, end), np.where(outside, 0.0, rest)
+        end, more = _sum(end, -mean)
+        end, rest = _sum(end, rest + more)
+        quotient = end / std
+        exact = quotient + (_remainder(end, quotient, std) + rest) / std
+    return np.where(np.isfinite(exact), exact, quotient)
+
+
+def _sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a + b, rounded, and what that takes off."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _remainder(dividend: np.ndarray, quotient: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+    """dividend - quotient * divisor; the product of two floats is the sum of four of half their digits."""
+    (q1, q2), (d1, d2) = ((top := part * (2**27 + 1) - (part * (2**27 + 1) - part), part - top) for part in (quotient, divisor))
+    return (((dividend - q1 * d1) - q1 * d2) - q2 * d1) - q2 * d2
+
+
+def _ball(image: np.ndarray, eps: float, mean: np.ndarray, std: np.ndarray, norm: int) -> Ball:
+    center, radius = _normalised(image, 0.0, (-np.inf, np.inf), mean, std), float(eps / std[0])
+    rounded = np.spacing(abs(center)) * (mean.any() or (std != 1).any())
+    return Ball(center, radius, norm, float(np.linalg.norm(rounded, norm)) + float(np.spacing(radius)) * bool(std[0] != 1))
 
 
 def _label_changes(label: int, n_out: int) -> tuple[Polytope, ...]:

@@ -29,11 +29,20 @@ class Polytope:
 
 @dataclass(frozen=True, slots=True)
 class Ball:
-    """{x : ||x - center||_p <= radius} with `norm` p in {1, 2}: intersected with the case's box. `center: (n_in,)`."""
+    """{x : ||x - center||_p <= radius} with `norm` p in {1, 2}: intersected with the case's box. `center: (n_in,)`.
+
+    `slack`: what the rounding of `center` and `radius` may take off the ball that is meant.
+    """
 
     center: np.ndarray
     radius: float
     norm: int
+    slack: float = 0.0
+
+    @property
+    def covering(self) -> float:
+        """The radius that a proof must cover."""
+        return float(np.nextafter(self.radius + self.slack, np.inf)) if self.slack else self.radius
 
 
 @dataclass(frozen=True, slots=True)
