@@ -17,6 +17,8 @@ from verifier.certificate.emit import Table, proof_records, reopen
 from verifier.certificate.gate import REAL, CaseGate
 from verifier.errors import OutOfTime, UnsupportedError
 
+FEW_SHARE, MOMENT_S = 0.02, 1.0
+"""Boxes of a proof, as a share, that are few; seconds to search them again."""
 STRONGER_SHARE, STRONGER_S = 0.5, 0.5
 """Of the time that a case has taken, and at least so many seconds: what a stronger proof may take that the checker has refused once."""
 
@@ -48,6 +50,12 @@ def accept(outcome: Outcome, gate: CaseGate, table: Table, claims: Sequence[str]
     return _Round(gate, table, tuple(claims), climb, begin_s).run(outcome)
 
 
+def _are_few(by: Search | InputSearch, failures: list[Failure]) -> bool:
+    """Whether a proof by boxes was refused for nothing but errors, on a few of its boxes."""
+    places = sum(len(failure.places()) for failure in failures)
+    return isinstance(by, InputSearch) and places <= FEW_SHARE * by.closed and all(failure.by_errors for failure in failures)
+
+
 class _Round:
     def __init__(self, gate: CaseGate, table: Table, claims: tuple[str, ...], climb: Climb, begin_s: float) -> None:
         self.gate, self.table, self.claims, self.climb, self.begin_s = gate, table, claims, climb, begin_s
@@ -70,7 +78,11 @@ class _Round:
         return Acceptance(replace(outcome, by=None), held, "" if held == self.claims[0] else first, late and not held)
 
     def tried(self, by: Search | InputSearch) -> list[Failure]:
-        """Tries the claims one after the other; what was refused of the strongest that the checker can follow, nothing where that is accepted."""
+        """Tries the claims one after the other; what was refused of the strongest that the checker can follow, nothing where that is accepted.
+
+        A few boxes that lack no more than their own errors are searched again before a weaker claim is tried: that takes moments, and a check of the
+        whole proof takes longer.
+        """
         refused: list[Failure] = []
         for claim in self.claims:
             if claim != REAL and isinstance(by, Search) and by.weak:
@@ -81,6 +93,9 @@ class _Round:
             except UnsupportedError as error:
                 self.lacks[claim] = str(error)
                 continue
+            if failures and claim != self.claims[-1] and _are_few(by, failures):
+                outcome = self.again(by, failures, replace(self.climb, deadline=self.climb.deadline.sooner(MOMENT_S)))
+                failures = self.gate.failures(proof_records(self.table, by), claim) if outcome.by is not None else failures
             if not failures:
                 break
             self.lacks[claim] = failures[0].sentence()
