@@ -327,3 +327,41 @@ def test_a_cast_that_does_not_round_leaves_no_single_arithmetic() -> None:
     assert load_torch(two_slopes(torch.float16), (1,)).input_type == "float16"
     with pytest.raises(UnsupportedError, match="computes in bfloat16"):
         load_torch(two_slopes(torch.bfloat16), (1,))
+
+
+def overwrites_a_view(apply: Apply, x: Tensor) -> Tensor:
+    y = x * 1.0
+    y.view(-1, 1)[:1].clamp_(min=-5.0)
+    return y * 2
+
+
+def overwrites_twice(apply: Apply, x: Tensor) -> Tensor:
+    y = x * 1.0
+    F.hardtanh(F.relu(y, True), 0.0, 5.0, True)
+    return y * 2
+
+
+def overwrites_its_own_view(apply: Apply, x: Tensor) -> Tensor:
+    y = x * 1.0
+    z = y.flatten(1)
+    z.clamp_(max=5.0)
+    return y * 2
+
+
+def overwrites_a_part_that_is_read_alone(apply: Apply, x: Tensor) -> Tensor:
+    a, b = (x * 1.0).chunk(2, 1)
+    return a.clamp_(max=5.0) + b
+
+
+@pytest.mark.parametrize("forward", [overwrites_twice, overwrites_its_own_view, overwrites_a_part_that_is_read_alone])
+def test_what_is_overwritten_in_place_is_followed(forward: Callable[[Apply, Tensor], Tensor]) -> None:
+    """At values that no single random input has."""
+    module, x = Apply(forward).eval(), 20 * torch.randn(40, 1, 4)
+    graph = load_torch(module, (4,))
+    with torch.no_grad():
+        assert torch.equal(execute(graph, x).reshape(40, -1), torch.stack([module(each.clone()) for each in x]).reshape(40, -1))
+
+
+def test_what_is_overwritten_through_another_view_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="another view is read later"):
+        load_torch(Apply(overwrites_a_view).eval(), (4,))
