@@ -119,7 +119,8 @@ def _proofs(options: AccuracyOptions, graph: Graph, first: int) -> ProofFolder |
         raise VerifierError(f"Certificates are for boxes, and an {options.norm.value} ball is none: use --norm linf, or no --certificates.")
     from verifier.measure.proofs import ProofFolder
 
-    return ProofFolder(options.certificates, graph, _arithmetic(options), options.overwrite, first)
+    others = {"the configuration": options.config, "the file of images": options.data, "the results file": options.results_file}
+    return ProofFolder(options.certificates, graph, _arithmetic(options), options.overwrite, first, others)
 
 
 def _line(outcome: Measured) -> str:

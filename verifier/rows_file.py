@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +24,11 @@ from verifier.console import finite, word
 from verifier.errors import VerifierError
 from verifier.graph.onnx_file import model_digest
 from verifier.verdict import Reason, Status, Verdict
+
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None
 
 if TYPE_CHECKING:
     from verifier.data.dataset import Split
@@ -116,18 +123,36 @@ class RowsFile:
 
     @contextmanager
     def writer(self, size: int) -> Iterator[_Writer]:
-        """What writes rows behind the first `size` bytes, one at a time, so that the rows of a killed run are there."""
+        """What writes rows behind the first `size` bytes, one at a time, so that the rows of a killed run are there.
+
+        Raises:
+            VerifierError: it cannot be written, or another run writes there, or did since it was read.
+        """
         try:
-            file = self.path.open("r+b" if size else "wb", buffering=0)
+            number = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise VerifierError(f"Cannot write the results file {self.path}: {error.strerror}.") from None
-        with file:
+        with open(number, "r+b" if self.path.is_file() else "wb", buffering=0) as file:
+            if not _alone(file) or (size and self.kept(False)[1] != size):
+                raise VerifierError(f"Another run writes the results file {self.path}: give another name, or wait for its end.")
             writer = _Writer(self, file)
-            if size:
+            if self.path.is_file():
                 writer.go_on(size)
-            else:
+            if not size:
                 writer.add(dict(zip(COLUMNS, COLUMNS, strict=True)))
             yield writer
+
+
+def _alone(file: io.RawIOBase) -> bool:
+    """Whether no other run has a file open for its rows; until it is closed, no other run will. Devices, and systems without locks, have none."""
+    if fcntl is not None and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 class _Writer:

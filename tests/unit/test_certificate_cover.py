@@ -8,8 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
+import verifier
 from tests.formulas import declared
 from verifier.certificate import property as reader
 from verifier.certificate.property import Property, covered, property_digest, read_property
@@ -287,3 +290,32 @@ def test_what_multiplies_is_refused_in_time(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="multiplied out"):
         read(tmp_path, *UNIT, *(f"(or (<= Y_0 {k}) (>= Y_1 {k + 1}) (<= (+ Y_0 (* {k + 2} Y_1)) 1))" for k in range(60)))
     assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("assertions", "lower", "covers"),
+    [
+        (("(>= X_0 0.2)", "(<= X_0 1.8)"), 1.0, True),
+        (("(>= X_0 1)", "(<= X_0 1.8)"), 1.0, True),
+        (("(>= X_0 -0.5)", "(<= X_0 0.9)"), 0.0, True),
+        (("(>= X_0 0.2)", "(<= X_0 1.8)"), 1.0 + 2.0**-52, False),
+        (("(>= X_0 0.2)", "(or (<= X_0 0.8) (<= X_0 0.5))"), 5.0, True),  # no integer: empty
+        (("(or (and (>= X_0 0.2) (<= X_0 1.2)) (and (>= X_0 1.5) (<= X_0 1.7)))",), 1.0, True),
+        (("(or (and (>= X_0 0.2) (<= X_0 1.2)) (and (>= X_0 1.5) (<= X_0 2.7)))",), 1.0, False),
+    ],
+)
+def test_an_int_input_lies_between_integers(tmp_path: Path, assertions: tuple, lower: float, covers: bool) -> None:
+    path = tmp_path / "p.vnnlib"
+    path.write_text(declared(2, 2, *assertions, "(>= X_1 0)", "(<= X_1 1)", "(<= Y_0 0.5)").replace("X_0 Real", "X_0 Int"))
+    proved = (np.array([lower, 0.0]), np.array([max(lower, 1.0), 1.0]), [polytope(Y0)])
+    assert (covered(read_property(path, 2, 2), [proved]) is None) == covers
+
+
+def test_int_inputs_are_proved(tmp_path: Path) -> None:
+    """The prover and the checker agree on what they are."""
+    identity = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", 1, (1, 2))],
+                                 [helper.make_tensor_value_info("y", 1, (1, 2))])  # fmt: skip
+    onnx.save(helper.make_model(identity, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "n.onnx")
+    path = tmp_path / "p.vnnlib"
+    path.write_text(declared(2, 2, "(>= X_0 0.2)", "(<= X_0 1.8)", "(>= X_1 0)", "(<= X_1 1)", "(>= Y_0 1.5)").replace("X_0 Real", "X_0 Int"))
+    assert verifier.verify(verifier.load_onnx(tmp_path / "n.onnx"), verifier.load_vnnlib(path, 2, 2)).status is verifier.Status.VERIFIED

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -64,7 +65,14 @@ def test_words_of_the_competition(solver, files, tmp_path, capsys, verdict: Verd
     shown = capsys.readouterr()
     assert shown.out == text
     assert (tmp_path / "out.txt").read_text() == text
-    assert (verdict.sentence if text != "timeout\n" else "The time of 120 s is over.") in shown.err
+    assert verdict.sentence in shown.err
+
+
+def test_the_time_that_is_over_is_the_commands(solver, files, capsys) -> None:
+    """Not what was left of it for the solver."""
+    solver.answer = lambda config, listener: replace(unknown(Reason.TIMEOUT), sentence="The time of 118.3 s is over.")
+    assert run(["verify", *files]) == 0
+    assert "The time of 120 s is over." in capsys.readouterr().err
 
 
 def test_json_has_exactly_the_promised_keys(solver, files, capsys) -> None:

@@ -225,3 +225,22 @@ def test_only_what_rounds_is_listed_as_computed(name: str, tmp_path: Path) -> No
 def test_a_value_without_dimensions(op: str, tmp_path: Path) -> None:
     nodes = [N("MatMul", ["x", "w"], ["a"]), N("ReduceSum", ["a"], ["s"], keepdims=0), N("Transpose", ["s"], ["t"]), N(op, ["t"], ["y"])]
     assert assert_as_onnxruntime(saved(model(nodes, (1, 2), {"w": WEIGHT}), tmp_path)).output_shape == (1,)
+
+
+@pytest.mark.parametrize(("domain", "name"), [("", "Relu"), ("ai.onnx", "Relu"), ("com.microsoft", "Gelu"), ("ai.onnx.ml", "Binarizer")])
+def test_a_function_does_not_take_the_place_of_the_standards_operation(domain: str, name: str, tmp_path: Path) -> None:
+    """onnxruntime computes its own: a proof about the function would be one about another network."""
+    made = model([N(name, ["x"], ["y"], domain=domain)], (1, 2), opset=17)
+    made.opset_import.extend([helper.make_opsetid(domain, 1)] if domain not in ("", "ai.onnx") else [])
+    made.functions.append(helper.make_function(domain, name, ["a"], ["b"], [N("Identity", ["a"], ["b"])], [helper.make_opsetid("", 17)]))
+    with pytest.raises(ModelError, match="name of the standard"):
+        load_onnx(saved(made, tmp_path))
+
+
+@pytest.mark.parametrize("axes", [25, 71])
+def test_many_axes_are_refused(axes: int, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{axes} axes"):
+        load_checked(saved(model([N("Neg", ["x"], ["y"])], (1,) * (axes - 1) + (2,)), tmp_path))
+    grown = model([N("Reshape", ["x", "s"], ["r"]), N("Neg", ["r"], ["y"])], (1, 2), {"s": np.array([1] * (axes - 1) + [2])})
+    with pytest.raises(VerifierError, match=f"{axes} axes"):
+        load_checked(saved(grown, tmp_path))

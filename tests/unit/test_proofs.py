@@ -224,3 +224,11 @@ def test_bad_requests_are_one_sentence(digits: Path, tmp_path: Path, capsys, mon
 def test_a_network_without_a_file_cannot_be_certified(tmp_path: Path) -> None:
     with pytest.raises(VerifierError, match="has none: export it"):
         ProofFolder(tmp_path, replace(random_mlp(0).graph(), source=""))
+
+
+def test_no_other_file_of_the_folder_is_touched(copied) -> None:
+    foreign = copied.folder / "image-0.vnnlib.part"
+    foreign.write_text("mine")
+    part = verifier.load_dataset("digits").test
+    copied.state(0, verifier.robustness(part.x[0], int(part.y[0]), 0.12, 10))
+    assert foreign.read_text() == "mine"

@@ -192,3 +192,27 @@ def test_rows_and_certificates_go_on_together(model: Path, tmp_path: Path, capsy
     assert "image-1.cert, which is not there" in capsys.readouterr().err
 
 
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+def test_two_runs_do_not_write_the_same_rows(model: Path, tmp_path: Path, computed, capsys, more: tuple[str, ...]) -> None:
+    fcntl, rows = pytest.importorskip("fcntl"), tmp_path / "rows.csv"
+    assert run(asked(model, rows, "--limit", "2")) == 0
+    before = rows.read_bytes()
+    with rows.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert run(asked(model, rows, "--limit", "4", *more)) == 2
+    assert "Another run writes the results file" in capsys.readouterr().err and rows.read_bytes() == before
+    assert run(asked(model, rows, "--limit", "4", *more)) == 0 and numbers(rows) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("place", ["results", "config"])
+def test_certificates_leave_the_other_files_of_their_run(model: Path, tmp_path: Path, capsys, place: str) -> None:
+    folder, settings = tmp_path / "proofs", tmp_path / "settings.toml"
+    folder.mkdir()
+    rows = folder / "image-1.cert" if place == "results" else tmp_path / "rows.csv"
+    settings = folder / "image-1.vnnlib" if place == "config" else settings
+    settings.write_text("seed = 1\n")
+    command = ["accuracy", str(model), "--data", "digits", "--eps", "0.001", "--limit", "2", "--results-file", str(rows)]
+    assert run([*command, "--config", str(settings), "--certificates", str(folder), "--overwrite"]) == 2
+    assert "would be overwritten" in capsys.readouterr().err and settings.read_text() == "seed = 1\n" and rows.is_file()

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+import verifier
 from verifier.errors import ModelError, UnsupportedError
 from verifier.graph.execute import execute
 from verifier.graph.passes import simplify
@@ -284,3 +286,82 @@ def test_a_foreign_hook_is_refused() -> None:
     module.register_forward_pre_hook(lambda m, given: (given[0] * 2,))
     with pytest.raises(UnsupportedError, match="hook"):
         load_torch(nn.Sequential(module).eval(), (4,))
+
+
+def two_slopes(kind: torch.dtype) -> nn.Module:
+    """Two classes, (1 + 1e-9) x and x: in float32 they are one."""
+    module = nn.Linear(1, 2, bias=False).to(kind)
+    module.weight.data = torch.tensor([[1 + 1e-9], [1.0]], dtype=torch.float64).to(kind)
+    return module
+
+
+def test_a_double_module_is_judged_in_double() -> None:
+    """Rounded to float32 its classes are tied, which is no counterexample of it."""
+    graph, spec = load_torch(two_slopes(torch.float64), (1,)), verifier.robustness(np.array([1.5]), 0, 0.25, 2, clip=None)
+    verdict = verifier.verify(graph, spec)
+    assert (verdict.status, verdict.proved) == (verifier.Status.VERIFIED, "float64")
+    other = verifier.verify(graph, verifier.robustness(np.array([1.5]), 1, 0.25, 2, clip=None)).counterexample
+    assert other.x.dtype == other.y.dtype == np.float64 and other.y[0] > other.y[1]
+    around, config = verifier.Perturbation(0.25), verifier.Config()
+    sides = ((np.array([[1.5]]), np.array([0])), (np.array([[-1.5]]), np.array([1])))
+    rows = [row for images, labels in sides for row in verifier.certify(graph, images, labels, around, config)]
+    assert [row.verdict.status for row in rows] == [verifier.Status.VERIFIED] * 2
+
+
+@pytest.mark.parametrize(("to", "back"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.int64, torch.float32)])
+def test_a_cast_that_rounds_is_refused(to: torch.dtype, back: torch.dtype) -> None:
+    class Casts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * x.to(to).to(back)
+
+    with pytest.raises(UnsupportedError, match="it rounds float32 to"):
+        load_torch(Casts(), (2,))
+
+
+def test_a_cast_that_does_not_round_leaves_no_single_arithmetic() -> None:
+    class Widens(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * x.double()
+
+    assert load_torch(Widens(), (2,)).arithmetic is None
+    assert load_torch(two_slopes(torch.float16), (1,)).input_type == "float16"
+    with pytest.raises(UnsupportedError, match="computes in bfloat16"):
+        load_torch(two_slopes(torch.bfloat16), (1,))
+
+
+def overwrites_a_view(apply: Apply, x: Tensor) -> Tensor:
+    y = x * 1.0
+    y.view(-1, 1)[:1].clamp_(min=-5.0)
+    return y * 2
+
+
+def overwrites_twice(apply: Apply, x: Tensor) -> Tensor:
+    y = x * 1.0
+    F.hardtanh(F.relu(y, True), 0.0, 5.0, True)
+    return y * 2
+
+
+def overwrites_its_own_view(apply: Apply, x: Tensor) -> Tensor:
+    y = x * 1.0
+    z = y.flatten(1)
+    z.clamp_(max=5.0)
+    return y * 2
+
+
+def overwrites_a_part_that_is_read_alone(apply: Apply, x: Tensor) -> Tensor:
+    a, b = (x * 1.0).chunk(2, 1)
+    return a.clamp_(max=5.0) + b
+
+
+@pytest.mark.parametrize("forward", [overwrites_twice, overwrites_its_own_view, overwrites_a_part_that_is_read_alone])
+def test_what_is_overwritten_in_place_is_followed(forward: Callable[[Apply, Tensor], Tensor]) -> None:
+    """At values that no single random input has."""
+    module, x = Apply(forward).eval(), 20 * torch.randn(40, 1, 4)
+    graph = load_torch(module, (4,))
+    with torch.no_grad():
+        assert torch.equal(execute(graph, x).reshape(40, -1), torch.stack([module(each.clone()) for each in x]).reshape(40, -1))
+
+
+def test_what_is_overwritten_through_another_view_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="another view is read later"):
+        load_torch(Apply(overwrites_a_view).eval(), (4,))

@@ -120,18 +120,27 @@ def replay_onnx(path: str | Path) -> Replay:
 
 
 def replay_graph(graph: Graph) -> Replay:
-    """The graph itself in float32 on the CPU, for a network that has no ONNX file."""
-    import torch
+    """The graph itself on the CPU, in the type of its input, for a network that has no ONNX file."""
+    return GraphReplay(graph)
 
-    from verifier.graph.execute import execute
 
-    moved = graph.to("cpu", torch.float32)
+class GraphReplay:
+    """x `(n_in,)` to y `(n_out,)` by a graph."""
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def __init__(self, graph: Graph) -> None:
+        import torch
+
+        self.input_dtype = np.dtype(graph.input_type)
+        self._moved = graph.to("cpu", getattr(torch, graph.input_type))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        import torch
+
+        from verifier.graph.execute import execute
+
         with torch.no_grad():
-            return execute(moved, torch.from_numpy(x).reshape(1, *moved.input_shape)).reshape(-1).numpy()
-
-    return run
+            point = torch.from_numpy(np.asarray(x).astype(self.input_dtype))
+            return execute(self._moved, point.reshape(1, *self._moved.input_shape)).reshape(-1).numpy()
 
 
 class LateReplay:

@@ -2,7 +2,7 @@
 
 Everything is a row (form, offset), which says that a sum is at most the offset: ((("X_3", 1.0), ("Y_0", -1.0)), offset). Rows that hold together
 are a dict of the least offset of each form. An offset is a real number as (the nearest float, itself): exact where the form is a single input with
-coefficient 1 or -1, its nearest float elsewhere. Strict is read as non-strict.
+coefficient 1 or -1, its nearest float elsewhere. Strict is read as non-strict, and an input that is Int lies between integers.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from itertools import chain, pairwise, product
-from math import inf, nextafter
+from math import floor, inf, nextafter
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +95,8 @@ def read_property(path: str | Path, n_in: int | None = None, n_out: int | None =
     if 0 in (own_in, own_out) or (n_in or own_in, n_out or own_out) != (own_in, own_out):
         wanted = f"{n_in or 'some'} and {n_out or 'some'}"
         raise SpecError(f"{path} has {own_in} inputs and {own_out} outputs, but the network {wanted}: is it of another network?")
-    common, parts = reader.common, []
-    for part in disjuncts if _meets(common, common) else []:
+    common, parts = _drawn_in(reader.common, reader.integers), []
+    for part in (_drawn_in(part, reader.integers) for part in disjuncts) if _meets(common, common) else []:
         part = {form: offset for form, offset in part.items() if form not in common or _below(offset, common[form])}
         parts += [part] if _meets(part, common) else []
     return Property(str(path), own_in, own_out, common, parts)
@@ -107,6 +107,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.integers: set[str] = set()
         self.common: Part = {}
         self.asserted: list[list[Part]] = []
         self.asked, self.numbers, self.written = False, {}, 0
@@ -125,6 +126,8 @@ class _Reader:
                 if name in self.names:
                     raise SpecError(f"{name} is declared twice.")
                 self.names.add(name)
+                if name[0] == "X" and statement[-1] == "Int":
+                    self.integers.add(name)
             case ["assert", _] if self.asked:
                 raise SpecError("an assert stands behind check-sat or exit, so it is not part of the property: remove it or move it up.")
             case ["assert", formula]:
@@ -283,6 +286,12 @@ def _float(value: Fraction | float) -> float:
     if abs(near) > LARGEST:
         raise SpecError("a number is too large: coefficients and offsets are read up to 2^100 in size.")
     return near
+
+
+def _drawn_in(part: Part, integers: set[str]) -> Part:
+    """The bounds of these inputs drawn in to integers."""
+    whole = {form: Fraction(floor(Fraction(part[form][1]))) for form in part if len(form) == 1 and form[0][0] in integers} if integers else {}
+    return part | {form: (_float(bound), bound) for form, bound in whole.items()}
 
 
 def _below(a: Number, b: Number) -> bool:

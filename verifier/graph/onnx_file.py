@@ -11,6 +11,7 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from verifier.errors import ModelError, UnsupportedError
+from verifier.graph.onnx_lowering import MOST_AXES
 from verifier.graph.onnx_read import read_model, read_model_bytes, runnable_bytes, tensors_of
 
 __all__ = ["model_digest", "parse_model", "read_model", "read_model_bytes", "runnable_bytes"]
@@ -132,6 +133,8 @@ def shape_of(info: ValueInfoProto) -> tuple[int, ...]:
     sizes = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else 1 for d in info.type.tensor_type.shape.dim)
     if 0 in sizes:
         raise ModelError(f"input {info.name!r} has the shape {sizes}, which holds no value.")
+    if len(sizes) > MOST_AXES:
+        raise ModelError(f"input {info.name!r} has {len(sizes)} axes: at most {MOST_AXES} are read.")
     return sizes
 
 

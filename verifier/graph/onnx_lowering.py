@@ -19,6 +19,7 @@ from verifier.graph.ir import Node
 Shape = tuple[int, ...]
 # A value of this many float64 numbers fills 1 GiB: what is larger is a damaged file, not a network to be verified.
 MOST_VALUES = 2**27
+MOST_AXES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class Lowering:
         """A new node, under a name that no ONNX value bears."""
         if not 0 < math.prod(shape) <= MOST_VALUES:
             raise ModelError(f"{op} {self._stem!r} has the shape {tuple(shape)}: no value at all, or more than {MOST_VALUES} of them.")
+        if len(shape) > MOST_AXES:
+            raise UnsupportedError(f"a value of {len(shape)} axes, more than {MOST_AXES}")
         name, count = f"{self._stem}/{op}", 1
         while name in self.nodes or name in self._taken:
             count += 1

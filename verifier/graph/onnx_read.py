@@ -194,6 +194,10 @@ def _inlined(model: ModelProto, path: str | Path) -> ModelProto:
     """The model with its local functions written out."""
     if not model.functions:
         return model
+    for function in model.functions:
+        if _is_a_runtimes_own(function.domain):
+            name = f"{function.domain or 'ai.onnx'}.{function.name}"
+            raise ModelError(f"{path} has a function with a name of the standard, {name}: a runtime computes the standard's operation instead.")
     size = _written_out(model)
     if size > _MOST_NODES:
         raise ModelError(f"{path} has functions that write out to more than {_MOST_NODES:,} operations, or call themselves.")
@@ -203,6 +207,11 @@ def _inlined(model: ModelProto, path: str | Path) -> ModelProto:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path} has functions that cannot be written out: {str(error).splitlines()[:1]}.") from None
+
+
+def _is_a_runtimes_own(domain: str) -> bool:
+    """Whether onnxruntime has operations in the domain: a function of the same name would not be called."""
+    return not domain or domain.split(".")[:2] in (["ai", "onnx"], ["com", "microsoft"], ["com", "ms"], ["org", "pytorch"])
 
 
 def _written_out(model: ModelProto) -> float:

@@ -25,6 +25,7 @@ from verifier.graph.torch_modules import module_call
 
 # Share of the output by which a correct graph may differ from the module, both run in the module's own type: room for reordered sums.
 RELATIVE_TOLERANCE = 1e-3
+TYPES = {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
 # What a person's forward, run or traced with arguments that it was not written for, raises.
 FOREIGN_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -44,6 +45,8 @@ def load_torch(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         ModelError: the module cannot be traced or run, or is in training mode where that changes its function.
     """
     trace = trace_torch(module, input_shape)
+    if trace.type not in TYPES:
+        raise UnsupportedError(f"{trace.source} computes in {_plain(trace.type)}: call float() first.")
     graph = trace.graph()
     _check(trace, graph)
     return graph
@@ -51,12 +54,27 @@ def load_torch(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
 
 @dataclass(frozen=True, slots=True)
 class TorchTrace:
-    """A traced module: its calls, and the shape of each call's value where that is one tensor."""
+    """A traced module: its calls, and the shape and type of each call's value where that is one tensor.
+
+    `overwritten`: of each call that writes into an older value, the calls whose value that is, and those whose value is another view of its memory.
+    """
 
     traced: fx.GraphModule
     shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, torch.dtype]
+    overwritten: Mapping[str, tuple[frozenset[str], frozenset[str]]]
     input_shape: tuple[int, ...]
     source: str
+
+    @property
+    def type(self) -> torch.dtype:
+        """That of the module's input."""
+        return _like(self.traced).dtype
+
+    @property
+    def alone(self) -> bool:
+        """Whether every floating value is of that type."""
+        return all(kind == self.type for kind in self.types.values() if kind.is_floating_point)
 
     def graph(self) -> Graph:
         """The calls lowered, over the parameters as they are now; errors as for `load_torch`."""
@@ -78,21 +96,48 @@ def trace_torch(module: nn.Module, input_shape: tuple[int, ...]) -> TorchTrace:
             recorder.run(torch.zeros(shape).to(_like(module)))
     except FOREIGN_ERRORS as error:
         raise ModelError(f"{source} cannot be run on an input of shape {shape}: {_first_line(error)}") from None
-    return TorchTrace(traced, recorder.shapes, shape, source)
+    return TorchTrace(traced, recorder.shapes, recorder.types, recorder.overwritten, shape, source)
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs the calls and notes the shape of each value."""
+    """Runs the calls and notes the shape and type of each value, and which values a call overwrites."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
-        super().__init__(traced)
+        super().__init__(traced, garbage_collect_values=False)  # so that no two values share their memory by chance
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, torch.dtype] = {}
+        self.overwritten: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        given = [self.env[node] for node in n.all_input_nodes if isinstance(self.env[node], Tensor)]
+        before = [value._version for value in given]
         value = super().run_node(n)
+        for written, version in zip(given, before):
+            if written._version != version:
+                self.overwritten[n.name] = self._sharing(written)
         if isinstance(value, Tensor):
-            self.shapes[n.name] = tuple(value.shape)
+            self.shapes[n.name], self.types[n.name] = tuple(value.shape), value.dtype
         return value
+
+    def _sharing(self, written: Tensor) -> tuple[frozenset[str], frozenset[str]]:
+        """The calls so far whose value is this one, and those whose value shares its memory otherwise."""
+        memory, same, other = written.untyped_storage().data_ptr(), set(), set()
+        for node, value in self.env.items():
+            parts = [part for part in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(part, Tensor)]
+            if any(part.untyped_storage().data_ptr() == memory and _overlap(part, written) for part in parts):
+                (same if isinstance(value, Tensor) and _view(value) == _view(written) else other).add(node.name)
+        return frozenset(same), frozenset(other)
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of one memory have a number in common, as the halves of a value have none."""
+    places = torch.arange(one.untyped_storage().nbytes() // one.element_size())
+    own, theirs = (places.as_strided(view.shape, view.stride(), view.storage_offset()) for view in (one, other))
+    return one.dtype != other.dtype or bool(torch.isin(own, theirs).any())
+
+
+def _view(value: Tensor) -> tuple:
+    return tuple(value.shape), value.stride(), value.storage_offset(), value.dtype
 
 
 def _check_eval(module: nn.Module, source: str) -> None:
@@ -112,6 +157,10 @@ def _inside(module: nn.Module) -> nn.Module:
 def _like(module: nn.Module) -> Tensor:
     """A tensor of the module's device and floating type."""
     return next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), torch.zeros(()))
+
+
+def _plain(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _first_line(error: Exception) -> str:
@@ -147,7 +196,9 @@ class _TorchLoader:
         result = fx.map_arg(self.output().args[0], self.values.__getitem__)
         if not isinstance(result, Variable):
             raise ModelError(f"{source} returns no single tensor that depends on its input.")
-        return Graph(tuple(self.build.nodes.values()), result.name, arithmetic="float32" if _like(self.trace.traced).dtype == torch.float32 else None)
+        kind = TYPES.get(self.trace.type, "float32")
+        own = kind if self.trace.alone and kind != "float16" else None  # torch keeps half-precision sums in float32
+        return Graph(tuple(self.build.nodes.values()), result.name, arithmetic=own, input_type=kind)
 
     def output(self) -> fx.Node:
         return next(node for node in self.trace.traced.graph.nodes if node.op == "output")
@@ -196,6 +247,7 @@ class _TorchLoader:
             UnsupportedError: there is none, or it does not know these arguments.
         """
         call = self.lowering_of(node)
+        self.check_type(node)
         try:
             return call(self.build, *args, **kwargs)
         except VerifierError:
@@ -226,13 +278,27 @@ class _TorchLoader:
         if recorded is not None and recorded != value.shape:
             raise ShapeError(f"{self.called(node)} {node.name!r} gives {recorded} in torch but {value.shape} here: please report it.")
 
+    def check_type(self, node: fx.Node) -> None:
+        """The call does not round its inputs to a smaller type, nor to integers."""
+        to = self.trace.types.get(node.name)
+        given = [kind for kind in (self.trace.types.get(source.name) for source in node.all_input_nodes) if kind is not None]
+        wider = [kind for kind in given if kind.is_floating_point and (to is not None and torch.promote_types(kind, to) != to)]
+        if wider:
+            raise UnsupportedError(f"it rounds {_plain(wider[0])} to {_plain(to)}")
+
     def replace_in_place(self, node: fx.Node, value: Variable) -> None:
-        """Where a call overwrites its first argument, later readers of that argument see the result."""
-        inplace = node.kwargs.get("inplace", False) or (node.op == "call_method" and node.target.endswith("_"))
-        inplace = inplace or (node.op == "call_module" and getattr(self.modules[node.target], "inplace", False))
-        inplace = inplace or (node.op == "call_function" and getattr(node.target, "__name__", "") in ("iadd", "isub", "imul", "itruediv"))
-        if inplace and isinstance(node.args[0], fx.Node):
-            self.values[node.args[0]] = value
+        """Where a call overwrites an older value, later readers of that see the result.
+
+        Raises:
+            UnsupportedError: there are later readers of what overlaps with it.
+        """
+        same, other = self.trace.overwritten.get(node.name, (frozenset(), frozenset()))
+        if not same and not other:
+            return
+        calls = list(self.trace.traced.graph.nodes)
+        if any(source.name in other for later in calls[calls.index(node) + 1 :] for source in later.all_input_nodes):
+            raise UnsupportedError("it overwrites a value of which another view is read later")
+        self.values.update({call: value for call in calls if call.name in same})
 
 
 def _layer(module: nn.Module, build: TorchLowering, *args: Any) -> Any:

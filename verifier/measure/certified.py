@@ -331,7 +331,6 @@ def predict(graph: Graph, points: np.ndarray, labels: np.ndarray) -> list[int]:
     from verifier.attack.confirm import replay_graph
     from verifier.graph.onnx_run import OnnxRunner
 
-    points = points.astype(np.float32)
     if not graph.source:
         replay = replay_graph(graph)
         return [int(replay(point).argmax()) for point in points]

@@ -24,7 +24,7 @@ from verifier.config import CertificateConfig, Config
 from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
 from verifier.measure.screen import bare_record
-from verifier.outputs import keep_apart
+from verifier.outputs import keep_apart, replace_file
 from verifier.solve import claims_of, verify
 from verifier.spec.normal import load_vnnlib
 from verifier.spec.spec import Spec
@@ -40,16 +40,21 @@ class ProofFolder:
 
     Image k of a run is number `first` + k there.
 
-    Files of another model, property or arithmetic are never replaced or removed unless `overwrite` says so.
+    Files of another model, property or arithmetic are never replaced or removed unless `overwrite` says so, those of `others` (what else the run
+    reads or writes, by what it is) never.
 
     Raises:
         VerifierError: the network has no file, or the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, graph: Graph, arithmetic: str = "auto", overwrite: bool = False, first: int = 0) -> None:
+    def __init__(
+        self, folder: str | Path, graph: Graph, arithmetic: str = "auto", overwrite: bool = False, first: int = 0,
+        others: Mapping[str, Path | str | None] | None = None,
+    ) -> None:
         if not graph.source:
             raise VerifierError("Certificates name the network's file, and this network has none: export it as ONNX and load that.")
         self.folder, self.graph, self.arithmetic, self.overwrite, self.first = Path(folder), graph, arithmetic, overwrite, first
+        self.others = {"the network": graph.source, **(others or {})}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -72,13 +77,13 @@ class ProofFolder:
         """
         for image in range(count):
             wanted = self.wanted(image)
+            keep_apart(self.others, {"A certificate": wanted.path, "a property": wanted.property})
             if not (wanted.path.exists() or wanted.property.exists()):
                 continue
             foreign = self._foreign(wanted, spec_of(image))
             if foreign is not None and not self.overwrite:
                 raise VerifierError(f"{foreign}: give another folder, or --overwrite to lose the files of these images that are there.")
             if foreign is not None:
-                keep_apart({"the network": self.graph.source}, {"A certificate": wanted.path, "a property": wanted.property})
                 self.discard(image)
 
     def _foreign(self, wanted: CertificateConfig, spec: Spec) -> str | None:
@@ -108,13 +113,8 @@ class ProofFolder:
         Raises:
             VerifierError: the property is not one of boxes, or the file cannot be written.
         """
-        path, text = self.wanted(image).property, to_vnnlib(spec)
-        part = path.with_name(f"{path.name}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            raise VerifierError(f"Cannot write the property {path}: {error.strerror or error}.") from None
+        path = self.wanted(image).property
+        replace_file(path, to_vnnlib(spec).encode())
         return load_vnnlib(path, spec.n_in, spec.n_out)
 
     def discard(self, image: int) -> None:

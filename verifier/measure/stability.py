@@ -47,8 +47,8 @@ def stability(graph: Graph, result: BoundResult) -> tuple[LayerStability, ...]:
         given = result.intermediate[node.inputs[0]]
         box = Box(flat(given.lower.detach(), 1), flat(given.upper.detach(), 1))
         unstable = rule.unstable(node, box)[0]
-        flat = (rule.relax(node, box).lower_slope == 0) & ~unstable
-        inactive, total = flat.sum(1), box.lower.shape[1]
+        settled = (rule.relax(node, box).lower_slope == 0) & ~unstable
+        inactive, total = settled.sum(1), box.lower.shape[1]
         layers.append(LayerStability(node.name, node.op, total, unstable.sum(1), total - unstable.sum(1) - inactive, inactive))
     return tuple(layers)
 
