@@ -9,6 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from verifier.bab.driver import Search
 from verifier.bab.input_split import InputSearch
 from verifier.bab.ladder import Climb, Outcome, go_on
@@ -16,7 +19,11 @@ from verifier.certificate.case import Failure
 from verifier.certificate.emit import Table, proof_records, reopen
 from verifier.certificate.gate import REAL, CaseGate
 from verifier.errors import OutOfTime, UnsupportedError
+from verifier.reduced.problem import ReducedProblem
+from verifier.verdict import Reason
 
+DEMANDED, SAMPLED = 1.1, 256
+"""The share of errors over the region by which bounds are to exceed zero, and the points that may show it to be out of reach."""
 FEW_SHARE, MOMENT_S = 0.02, 1.0
 """Boxes of a proof, as a share, that are few; seconds to search them again."""
 STRONGER_SHARE, STRONGER_S = 0.5, 0.5
@@ -34,6 +41,47 @@ class Acceptance:
     arithmetic: str
     lacks: str
     late: bool = False
+
+    def refusal(self) -> tuple[Reason, str]:
+        """Why a case that a search has proved is not VERIFIED."""
+        if self.late:
+            return Reason.TIMEOUT, f"A proof was found, but the time was over before the checker had accepted one. {self.lacks}".strip()
+        return Reason.REFUSED, f"A proof was found, but the checker does not accept it: {self.lacks or 'the search found no other in time.'}"
+
+
+def demand(search: Search, gate: CaseGate, claim: str, begin_s: float, seed: int) -> None:
+    """Asks the search for bounds above what errors take in the arithmetic of `claim`; marks it weak where some sampled point is below that.
+
+    Args:
+        search: its root is open.
+        gate: the checker at the search's case.
+        claim: not the reals.
+        begin_s: when the work on the case began, on the monotonic clock.
+        seed: of the sample.
+    """
+    try:
+        lost = gate.prepared(claim).lost()
+    except UnsupportedError:  # the proof will meet it again, and say so
+        return
+    problem = search.problem
+    margin = torch.as_tensor(DEMANDED * lost, dtype=problem.margin.dtype, device=problem.margin.device)
+    if bool(torch.isfinite(margin).all()) and bool((_sampled(problem, seed) > margin).all()):
+        search.demand(margin, begin_s)
+    else:
+        search.weak = True
+
+
+def _sampled(problem: ReducedProblem, seed: int) -> Tensor:
+    """For each row the least that its polytope's largest row has at the centre and corners of the region, `(S,)`: no bound is above it."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(SAMPLED, problem.n, generator=generator).sub_(0.5).sign_().to(problem.A)
+    points[0] = 0
+    _, m = problem.evaluate(points)
+    least = torch.full_like(problem.b_o, torch.inf)
+    for polytope in problem.polytope.unique().tolist():
+        own = problem.polytope == polytope
+        least[own] = m[:, own].amax(1).min()
+    return least
 
 
 def accept(outcome: Outcome, gate: CaseGate, table: Table, claims: Sequence[str], climb: Climb, begin_s: float) -> Acceptance:
@@ -69,7 +117,7 @@ class _Round:
                 if self.gate.arithmetic or not refused:
                     break
                 outcome = self.again(outcome.by, refused, self.climb)
-            if self.gate.arithmetic and refused and not late:
+            if self.gate.arithmetic and refused:
                 self.stronger(outcome.by, refused)
         except OutOfTime:
             late = True

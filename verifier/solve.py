@@ -5,7 +5,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.acceptance import Acceptance, accept
+from verifier.acceptance import Acceptance, accept, demand
 from verifier.attack.confirm import REFUSALS, LateReplay, Replay, input_dtype, judge
 from verifier.attack.pgd import pgd
 from verifier.bab.budget import Deadline, Listener, Progress, silent
@@ -23,10 +22,10 @@ from verifier.bab.ladder import FEW_INPUTS, Climb, Outcome, open_root, outcome_o
 from verifier.certificate.emit import Table, case_record
 from verifier.certificate.gate import REAL, CaseGate, Gate, network_of
 from verifier.config import AttackConfig, CertificateConfig, Config
-from verifier.errors import OutOfMemory, OutOfTime, UnsupportedError, VerifierError
+from verifier.errors import OutOfMemory, OutOfTime, VerifierError
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph
-from verifier.graph.validate import compare_in_region
+from verifier.graph.validate import Comparison
 from verifier.reduced.build import BuildConfig, build
 from verifier.reduced.problem import ReducedProblem
 from verifier.spec.spec import Case, Spec
@@ -35,10 +34,6 @@ from verifier.verdict import Counterexample, NeuronSplit, Reason, Status, Verdic
 GLANCE, GLANCE_S = AttackConfig(restarts=1, steps=10), 0.2
 """A look at few-input problems before anything is bounded: their samples cover the region, and their root can be dear."""
 QUICK = AttackConfig(restarts=2, steps=20)
-DEMANDED, SAMPLED = 1.1, 256
-"""The share of errors over the region by which bounds are to exceed zero, and the points that may show it to be out of reach."""
-COMPARED_S, COMPARED_POINTS = 0.5, 8
-"""Seconds and points for the comparison with onnxruntime; the first few points are taken in any case."""
 SMALL_NETWORK = 50_000
 """Neurons up to which a problem with few inputs is solved in double precision: its boxes become so small that float32 rounding decides."""
 
@@ -151,7 +146,7 @@ class _Run:
         network = network_of(graph)
         self.gates = [Gate(network, spec, wanted) for spec, wanted in zip(specs, certificates, strict=True)]
         self.claims = claims_of(network, config.arithmetic)
-        self.comparison = _Comparison(graph, specs)
+        self.comparison = Comparison(graph, [(case.lower, case.upper) for spec in specs for case in spec.cases])
         self.device = device_of(config.device)
         self.source = graph
         self.graph = graph.to(self.device, torch.float32)
@@ -225,7 +220,7 @@ class _Run:
             if job.acceptance.arithmetic:
                 self.gates[job.spec].add(checker)
             elif job.found is None:
-                job.failure = _refusal(job.acceptance)
+                job.failure = job.acceptance.refusal()
 
     def _checker(self, job: _Job, deadline: Deadline) -> CaseGate:
         """The checker at the job's case, with what it has prepared before."""
@@ -235,20 +230,6 @@ class _Run:
             job.checker = CaseGate(gate, number, record, deadline)
         job.checker.deadline = deadline
         return job.checker
-
-    def _demand(self, job: _Job, deadline: Deadline) -> None:
-        """Asks the search for the margin that errors of the model's own arithmetic take, where that can be had at all: no sampled point is below."""
-        if self.claims[0] == REAL:
-            return
-        try:
-            lost = self._checker(job, deadline).prepared(self.claims[0]).lost()
-        except UnsupportedError:  # the proof will meet it again, and say so
-            return
-        margin = torch.as_tensor(DEMANDED * lost, dtype=job.search.problem.margin.dtype, device=job.search.problem.margin.device)
-        if bool(torch.isfinite(margin).all()) and bool((_sampled(job.search.problem, self.config.seed) > margin).all()):
-            job.search.demand(margin, time.monotonic() - job.seconds)
-        else:
-            job.search.weak = True
 
     def close(self) -> None:
         for gate in self.gates:
@@ -267,7 +248,8 @@ class _Run:
             if job.open and not self._shut(job):
                 with _timed([job]), _resources(job):
                     climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
-                    self._demand(job, climb.deadline)
+                    if self.claims[0] != REAL:
+                        demand(job.search, self._checker(job, climb.deadline), self.claims[0], time.monotonic() - job.seconds, self.config.seed)
                     job.outcome = solve_problem(job.search, climb)
         if self.config.attack:
             self._attack([job for job in open_jobs if job.open and not self._shut(job)], self.config.attack)
@@ -409,19 +391,6 @@ def _resources(*jobs: _Job) -> Iterator[None]:
         job.failure = failure
 
 
-def _sampled(problem: ReducedProblem, seed: int) -> Tensor:
-    """For each row the least that its polytope's largest row has at corners and centre of the region, `(S,)`: no bound is above."""
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(SAMPLED, problem.n, generator=generator).sub_(0.5).sign_().to(problem.A)
-    corners[0] = 0
-    _, m = problem.evaluate(corners)
-    least = torch.full_like(problem.b_o, torch.inf)
-    for polytope in problem.polytope.unique().tolist():
-        own = problem.polytope == polytope
-        least[own] = m[:, own].amax(1).min()
-    return least
-
-
 def _free_inputs(case: Case) -> int:
     return int((case.upper > case.lower).sum())
 
@@ -442,27 +411,6 @@ def _engines(outcomes: list[Outcome]) -> str:
     return ", ".join(dict.fromkeys(o.engine for o in outcomes))
 
 
-class _Comparison:
-    """The network beside onnxruntime inside the properties' regions, while the search is at work: what no proof is told without."""
-
-    def __init__(self, graph: Graph, specs: Sequence[Spec]) -> None:
-        self._done: Future | None = None
-        if graph.source:
-            pool = ThreadPoolExecutor(1)
-            boxes = [(case.lower, case.upper) for spec in specs for case in spec.cases]
-            self._done = pool.submit(compare_in_region, graph, graph.source, boxes, seconds=COMPARED_S, most=COMPARED_POINTS)
-            pool.shutdown(wait=False)
-
-    def agrees(self) -> None:
-        """Returns once the comparison is done.
-
-        Raises:
-            ModelError: the loader's network and onnxruntime's differ.
-        """
-        if self._done is not None:
-            self._done.result()
-
-
 def claims_of(network: Graph, wanted: str) -> tuple[str, ...]:
     """The arithmetics that a proof may be about, the strongest first.
 
@@ -474,13 +422,6 @@ def claims_of(network: Graph, wanted: str) -> tuple[str, ...]:
         said = f"computes in {own}" if own else network.mixed or "has no arithmetic of its own"
         raise VerifierError(f"The network {network.source or 'given'} {said}, so nothing is said of {wanted} here: use --arithmetic auto or real.")
     return (wanted,) if wanted != "auto" else (own, REAL) if own else (REAL,)
-
-
-def _refusal(acceptance: Acceptance) -> tuple[Reason, str]:
-    """Why a case that the search has proved is not VERIFIED."""
-    if acceptance.late:
-        return Reason.TIMEOUT, f"A proof was found, but the time was over before the checker had accepted one. {acceptance.lacks}".strip()
-    return Reason.REFUSED, f"A proof was found, but the checker does not accept it: {acceptance.lacks or 'the search found no other in time.'}"
 
 
 def _proved_sentence(jobs: list[_Job], outcomes: list[Outcome], verdict: Verdict) -> str:

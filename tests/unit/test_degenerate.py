@@ -10,7 +10,7 @@ import torch
 
 from tests import mlp as nets
 from tests.mlp import Mlp, random_mlp
-from tests.small_certificates import check_case
+from tests.small_certificates import case_records, check_case
 from verifier.bab.budget import Deadline
 from verifier.bab.driver import Oracle, Search, advance, start
 from verifier.bab.input_split import InputSplitConfig, advance_boxes, input_search
@@ -18,7 +18,7 @@ from verifier.bab.ladder import Climb, Outcome, go_on, open_root, outcome_of, ou
 from verifier.bab.log import Log
 from verifier.bab.neurons import split_neurons
 from verifier.certificate.case import Failure
-from verifier.certificate.emit import case_records, reopen
+from verifier.certificate.emit import reopen
 from verifier.config import BabConfig
 from verifier.exact.highs import leaf_answer
 from verifier.graph.ir import Graph, Node
@@ -68,7 +68,7 @@ def oracle_of(mlp: Mlp, cases: Sequence[Case]) -> Oracle:
 def assert_accepted(graph: Graph, case: Case, outcome: Outcome) -> None:
     problem = build(graph.to("cpu", torch.float64), case)
     if case.polytopes:
-        assert check_case(graph, case_records(graph, case, problem, outcome.by), deployed=False) == []
+        assert check_case(graph, case_records(graph, case, problem, outcome.by)) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -135,7 +135,7 @@ def test_neurons_in_some_of_the_problems() -> None:
 
 
 def test_refused_roots_are_reopened() -> None:
-    """A refused leaf without neurons or inputs ends in another proof, or stuck: never in an error, never proved without margin."""
+    """A refused leaf without neurons or inputs ends in another proof, or stuck: never in an error; of neurons' trees never without the margin."""
     for mlp in (LINEAR, PRUNED, NEURONS):
         for box in BOXES:
             case = next(case for case, safe in questions(mlp, box) if safe and case.polytopes)
@@ -145,9 +145,9 @@ def test_refused_roots_are_reopened() -> None:
             advance([search], SMALL, oracle, Deadline.after(5))
             boxes = input_search(0, mlp.problem(case))
             advance_boxes(boxes, InputSplitConfig(), oracle, Deadline.after(5))
-            for by, lacked, again in ((search, 0.001, True), (search, 1.0, False), (boxes, 0.001, True), (boxes, 1.0, False)):
+            for by, lacked, again in ((search, 0.001, True), (search, 1.0, False), (boxes, 0.001, True), (boxes, 1.0, True)):
                 if by.proved:
-                    reopen(by, [Failure(0, 0, 0, 0, -lacked)])
+                    reopen(by, [Failure(0, 0, 0, 0, -lacked, errors=lacked)])
                     outcome = go_on(by, Climb(SMALL, oracle, Deadline.after(1)))
                     assert not outcome.falsified and (again or not outcome.proved)
 

@@ -121,7 +121,11 @@ class Search:
             self.until_s = now_s + self.least.patience_s(now_s)
         elif now_s > self.until_s:
             self.log.close(self.frontier.pop_worst(len(self.frontier)))
-            self.problem, self.least, self.weak = replace(self.problem, margin=self.least.margin), None, True
+            self.relent()
+
+    def relent(self) -> None:
+        """The smaller margin has to do."""
+        self.problem, self.least, self.weak = replace(self.problem, margin=self.least.margin), None, True
 
     def reopen(self, polytope: int, leaf: int, lacked: float) -> None:
         """A checker refuses this polytope's `leaf`, in pre-order: bounds must exceed a margin that is larger by one and a half of what it `lacked`
@@ -317,5 +321,8 @@ def _leaves(search: Search, shared: Stack, work: Work, p: int, choice: tuple[Ten
             return
         elif answer.neuron is not None:
             neuron[p, k], useful[p, k] = shared.index[p][answer.neuron], True
+        elif search.least is not None:  # nothing is left to be split, and the larger margin is not met
+            search.relent()
+            search.frontier.push(unload(shared, work, p, torch.tensor([k], device=work.row.device)))
         else:
             search.stuck = True

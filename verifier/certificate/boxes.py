@@ -21,6 +21,8 @@ DEEPEST = 12
 """Halvings that one box of a certificate may need."""
 MOST_OPEN, MOST_LACKING = 128, 64
 """Parts of a group that may be open at once before it is given up; boxes of a certificate that are not proved, after which no more are halved."""
+SPARED, HALVED = 64, 32
+"""Parts, in all and for each box, that halving may make of the boxes that are begun with: a proof that needs many more is to be found by a search."""
 AGAIN = 3
 """Halvings after which the network may be reduced again."""
 
@@ -149,14 +151,18 @@ class BoxProof:
     tick: Callable[[], None]
     deepest: int
 
-    def unproved(self, problem: Problem, boxes: Boxes, reduced_at: int = -AGAIN) -> list[Lacking]:
-        """What is not proved of boxes; the problem is of a network that was reduced for boxes that were halved `reduced_at` times."""
+    def unproved(self, problem: Problem, boxes: Boxes) -> list[Lacking]:
+        """What is not proved of boxes, which the problem is about."""
+        return self._unproved(problem, boxes, -AGAIN, [SPARED + HALVED * len(boxes)])
+
+    def _unproved(self, problem: Problem, boxes: Boxes, reduced_at: int, spare: list[int]) -> list[Lacking]:
+        """The problem is of a network that was reduced for boxes that were halved `reduced_at` times; `spare[0]` parts may still be made."""
         self.tick()
         most = _together(problem)
         if len(boxes) > most:
             parts = list(boxes.subtrees(max(most, len(boxes) // PIECES)))
             low, high, _ = box_bounds(problem, *(np.stack(ends) for ends in zip(*(part.hull() for part in parts))))
-            return [one for k, part in enumerate(parts) for one in self.unproved(_settled(problem, low[k], high[k]), part, reduced_at)]
+            return [one for k, part in enumerate(parts) for one in self._unproved(_settled(problem, low[k], high[k]), part, reduced_at, spare)]
         low, high, best = self._bounds(problem, boxes)
         left = np.nonzero((boxes.open & ~(best > 0)).any(1))[0]
         if not len(left):
@@ -165,13 +171,15 @@ class BoxProof:
         depth = int(boxes.depth.min())
         moved, errors = self._influence(problem, boxes, low, high, best)
         if self.anew is not None and depth >= reduced_at + AGAIN and np.median(2 * errors + np.where(boxes.open, best, np.inf).min(1)) > 0:
-            return self.unproved(*self.anew(problem, boxes), depth)
+            spare[0] -= len(boxes)
+            return self._unproved(*self.anew(problem, boxes), depth, spare)
         gain = moved * (boxes.upper - boxes.lower)[:, :moved.shape[1]]
-        if len(left) > MOST_OPEN or depth >= self.deepest or not (gain > 0).any(1).all():
+        spare[0] -= 2 * len(left)
+        if spare[0] < 0 or len(left) > MOST_OPEN or depth >= self.deepest or not (gain > 0).any(1).all():
             return [
                 Lacking(int(boxes.number[k]), self.polytopes[p][0], float(best[k, p]), float(errors[k])) for k, p in zip(*np.nonzero(boxes.open))
             ]
-        return self.unproved(_settled(problem, low.min(0), high.max(0)), boxes.halves(gain.argmax(1)), reduced_at)
+        return self._unproved(_settled(problem, low.min(0), high.max(0)), boxes.halves(gain.argmax(1)), reduced_at, spare)
 
     def _best(self, found: np.ndarray) -> np.ndarray:
         """The best of each polytope's rows, `(N, P)` of `(N, S)`."""

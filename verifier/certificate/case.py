@@ -82,6 +82,7 @@ class Case:
         self.neurons, self.kept = len(table), frozenset(record.array("kept", "u4", (None,)).tolist())
         self.statement = Statement(lower, upper, output, given, offset, names, self.kept, _ball(record, n_in))
         self.graph, self.runtime = graph, runtime
+        self.known: set[tuple] = set()  # boxes, by the cuts that make them, on which the polytopes were seen to be closed
         self.problem = reduce(graph, self.statement, arithmetic, self.runtime)
         self.open: dict[int, Failure] = {}
         found = bound(self.problem, self.problem.rows, self.problem.lower, self.problem.upper)
@@ -179,6 +180,7 @@ class Case:
         n = self.problem.A.shape[1]
         whole = self.arithmetic.array(-np.ones(n)), self.arithmetic.array(np.ones(n))
         polytopes = tuple((k, rows) for k, rows in enumerate(self._polytopes()) if k in self.open)
+        about = tuple(self.open)
         anew = self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None
         failed: dict[int, dict[int, Lacking]] = {}
         leaves, begin = walk(record, 1, n_in, -1), 0
@@ -189,12 +191,17 @@ class Case:
             scaled = [[(int(inputs[i]), sign, self._scaled(int(inputs[i]), point, record)) for i, sign, point in path] for path in part]
             lower, upper = narrowed(*whole, scaled)
             own = None if weight is None else weight[begin:begin + len(part)]
-            boxes = Boxes.leaves((lower, upper), begin, shared(part), len(polytopes), own)
+            names = [(about, *path) for path in part]
+            fresh = [k for k, name in enumerate(names) if name not in self.known]
+            boxes = Boxes.leaves((lower, upper), begin, shared(part), len(polytopes), own).take(np.array(fresh, int))
             deepest = boxes_at_work.DEEPEST if max(map(len, failed.values()), default=0) < boxes_at_work.MOST_LACKING else 0
             proof = BoxProof(polytopes, anew, tick, deepest)
-            for found in spread(partial(proof.unproved, self.problem), list(boxes.subtrees(max(1, min(TOGETHER, len(part) // 8))))):
+            pieces, left = list(boxes.subtrees(max(1, min(TOGETHER, len(part) // 8)))) if fresh else [], set()
+            for found in spread(partial(proof.unproved, self.problem), pieces):
                 for lacking in found:
                     failed.setdefault(lacking.polytope, {}).setdefault(lacking.leaf, lacking)
+                    left.add(lacking.leaf - begin)
+            self.known.update(names[k] for k in fresh if k not in left)
             begin += len(part)
         self.leaves += begin
         self.open = {polytope: self._failure(list(failed[polytope].values())) for polytope in self.open if polytope in failed}

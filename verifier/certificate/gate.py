@@ -124,6 +124,7 @@ class CaseGate:
         self.accepted: Case | None = None
         self.arithmetic = ""
         self._prepared: dict[str, Case] = {}
+        self._known: dict[str, set[tuple]] = {}
         self._kept: BinaryIO | None = None
 
     def prepared(self, arithmetic: str) -> Case:
@@ -145,7 +146,7 @@ class CaseGate:
             UnsupportedError: the checker cannot follow the network, or the proof states another case than the one that was asked.
         """
         case = copy(self.prepared(arithmetic))
-        case.open = dict(case.open)
+        case.open, case.known = dict(case.open), self._known_in(arithmetic)
         file = tempfile.SpooledTemporaryFile(2**24) if self.gate.wanted is not None else None  # noqa: SIM115  (kept, or closed below)
         case.run(records if file is None else _copied([self._named(arithmetic)], records, file), self._in_time)
         failures = case.failures()
@@ -157,6 +158,15 @@ class CaseGate:
         if file is not None:
             file.close()
         return failures
+
+    def _known_in(self, arithmetic: str) -> set[tuple]:
+        """Boxes that earlier proofs of this case have closed in this arithmetic, or in floats, which cover the reals; for a file all are new."""
+        if self.gate.wanted is not None:
+            return set()
+        known = self._known.setdefault(arithmetic, set())
+        if arithmetic == REAL:
+            known.update(*self._known.values())
+        return known
 
     def _named(self, arithmetic: str) -> Record:
         return Record(self.record.kind, self.record.fields | {"arithmetic": arithmetic}, self.record.arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -96,6 +97,8 @@ class Compared:
 
 # Points of all boxes together, how many of them are compared node by node, and how many values a piece of them may have within the network.
 MOST_POINTS, MOST_BY_NODE, _PIECE_VALUES = 24, 8, 2**23
+# Seconds and points for the comparison beside a proof; the first few points are taken in any case.
+BESIDE_S, BESIDE_POINTS = 0.5, 8
 # The share of a runtime's rounding that rewriting the graph in float64 may differ by.
 _REWRITTEN = 2.0**-20
 Boxes = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -142,6 +145,26 @@ def compare_in_region(
             count += len(piece)
             _compare_outputs(plain, given, runner, piece, roundoff, path)
     return Compared(count, min(size, count), time.monotonic() - begin)
+
+
+class Comparison:
+    """`compare_in_region` while something else is at work: of a network that comes from a file, on the other core."""
+
+    def __init__(self, graph: Graph, boxes: Boxes) -> None:
+        self._done: Future | None = None
+        if graph.source:
+            pool = ThreadPoolExecutor(1)
+            self._done = pool.submit(compare_in_region, graph, graph.source, boxes, seconds=BESIDE_S, most=BESIDE_POINTS)
+            pool.shutdown(wait=False)
+
+    def agrees(self) -> None:
+        """Returns once the comparison is done.
+
+        Raises:
+            ModelError: the loader's network and onnxruntime's differ.
+        """
+        if self._done is not None:
+            self._done.result()
 
 
 def region_points(boxes: Boxes, runner: OnnxRunner, most: int, seed: int) -> Iterator[np.ndarray]:

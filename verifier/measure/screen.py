@@ -33,8 +33,8 @@ from verifier.certificate.schema import Record
 from verifier.certificate.threads import spread
 from verifier.errors import UnsupportedError, VerifierError
 from verifier.graph.ir import Graph
-from verifier.graph.validate import compare_in_region
-from verifier.solve import COMPARED_POINTS, claims_of
+from verifier.graph.validate import BESIDE_POINTS, compare_in_region
+from verifier.solve import claims_of
 from verifier.spec.spec import Case
 
 PROBE = 4
@@ -100,7 +100,7 @@ class Screen:
         """
         engine, bound, seconds = [""] * len(cases), np.full(len(cases), np.nan), np.zeros(len(cases))
         if self.graph.source and not self.compared:
-            compare_in_region(self.graph, self.graph.source, [(case.lower, case.upper) for case in cases], most=COMPARED_POINTS)
+            compare_in_region(self.graph, self.graph.source, [(case.lower, case.upper) for case in cases], most=BESIDE_POINTS)
             self.compared = True
         for name in BOUNDS:
             waiting = [k for k, proved in enumerate(engine) if not proved]
