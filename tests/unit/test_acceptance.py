@@ -17,7 +17,9 @@ from verifier.acceptance import demand
 from verifier.bab import driver
 from verifier.bab.budget import Deadline
 from verifier.bab.driver import Oracle, Search, advance, start
+from verifier.bab.input_split import InputSplitConfig, advance_boxes, input_search
 from verifier.bab.log import LEAF
+from verifier.certificate.boxes import BoxProof
 from verifier.certificate.case import Case as Checked
 from verifier.certificate.case import Failure
 from verifier.certificate.emit import Table, case_record, proof_records
@@ -128,3 +130,29 @@ def test_a_margin_that_no_bound_can_reach_is_not_asked_for() -> None:
     gate = CaseGate(Gate(graph, HALF), 0, case_record(HALF.cases[0], Table.of(graph, problem.neuron), 1, "float32"), Deadline.after(20))
     demand(search, gate, "float32", 0.0, 0)
     assert search.weak and search.least is None
+
+
+def test_boxes_are_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was closed in float32 is closed over the reals too, and not the other way round; another set of polytopes is another question."""
+    mlp = random_mlp(2, (3, 8, 7, 2))
+    graph, case = single(mlp), near_truth(mlp, 2, 0.01)
+    problem = build(graph.to("cpu", torch.float64), case)
+    search, table = input_search(0, problem), Table.of(graph, problem.neuron)
+    advance_boxes(search, InputSplitConfig(batch=8), Oracle(lambda *offered: False, leaf_answer), Deadline.after(20))
+    assert search.proved and search.domains > 3
+    gate = Gate(graph, Spec((case,), 3, 2))
+    first, second = (CaseGate(gate, 0, case_record(case, table, 2, "float32"), Deadline.after(60)) for _ in range(2))
+    for claim in ("float32", "real"):
+        first.prepared(claim), second.prepared(claim)
+    assert first.failures(proof_records(table, search), "float32") == [] == second.failures(proof_records(table, search), "real")
+
+    def unwanted(*given: object) -> list:
+        raise AssertionError("seen again")
+
+    monkeypatch.setattr(BoxProof, "unproved", unwanted)
+    assert first.failures(proof_records(table, search), "float32") == [] == first.failures(proof_records(table, search), "real")
+    with pytest.raises(AssertionError, match="seen again"):
+        second.failures(proof_records(table, search), "float32")
+    first.prepared("float32").open[1] = Failure(0, 1, None, None, -1.0)
+    with pytest.raises(AssertionError, match="seen again"):
+        first.failures(proof_records(table, search), "float32")
