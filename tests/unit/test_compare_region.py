@@ -1,6 +1,7 @@
 """The comparison with onnxruntime inside a property's region: sees another pixel or operation, and never takes rounding for one."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_a_graph_that_was_rewritten_wrongly_is_seen(tmp_path: Path) -> None:
     other.mkdir()
     wrong = load_onnx(saved(model([N("LeakyRelu", ["x"], ["y"], alpha=0.001)], (1, 4)), other))
     with pytest.raises(ModelError, match="once it is simplified"):
-        compare_in_region(wrong, path, [box(-1, 1, 4)])
+        compare_in_region(replace(wrong, raw=None), path, [box(-1, 1, 4)])
 
 
 @pytest.mark.parametrize("size", [1.0, 1e6, 1e-20])

@@ -324,11 +324,14 @@ def test_a_shared_network_of_each_kind(family: str, shared: Path) -> None:
 @pytest.mark.shared
 @pytest.mark.slow
 def test_all_shared_networks(shared: Path) -> None:
-    """Loaded and simplified, each is what onnxruntime runs."""
-    files = sorted(shared.glob("vnncomp/*/*.onnx.gz"))
+    """Loaded and simplified, each is what onnxruntime runs; two families use operations that are not supported, and say so."""
+    files, refused = sorted(shared.glob("vnncomp/*/*.onnx.gz")), set()
     for path in files:
-        check_against_onnxruntime(simplify(load_onnx(path)), path)
-    assert len(files) > 40
+        try:
+            check_against_onnxruntime(simplify(load_onnx(path)), path)
+        except UnsupportedError:
+            refused.add(path.parent.name)
+    assert len(files) > 40 and refused <= {"nn4sys", "vit"}
 
 
 def test_bfloat16_weights_of_a_float32_network(tmp_path: Path) -> None:
