@@ -104,7 +104,7 @@ def test_what_is_unsafe_is_never_verified(row: dict[str, str], shared: Path) -> 
     begin = time.monotonic()
     verdict = verifier.verify(graph, spec, Config(timeout_s=3.0, attack=None))
     assert verdict.status is not Status.VERIFIED
-    assert time.monotonic() - begin < 3.0 + 2
+    assert time.monotonic() - begin < 3.0 + 2 + 5  # what other work on the machine may take; the command has its own clock
     if verdict.status is Status.FALSIFIED:
         check_verdict(verdict, row, shared / "vnncomp")
 
@@ -113,7 +113,7 @@ def test_what_is_unsafe_is_never_verified(row: dict[str, str], shared: Path) -> 
 def test_the_unsafe_sets_left_out_are_reached(name: str, shared: Path) -> None:
     """onnxruntime at one corner of the box, the rows of the file's text evaluated in float64: inside by a tenth at least."""
     row = next(row for row in rows() if f"{row['benchmark']} {stem(row['vnnlib'])}" == name)
-    assert row["expected"] == "unsat" and is_mislabelled(row)
+    assert row["expected"] == "sat"
     runner = OnnxRunner(shared / "vnncomp" / row["onnx"])
     spec = verifier.load_vnnlib(shared / "vnncomp" / row["vnnlib"])
     (case,) = spec.cases

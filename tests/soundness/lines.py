@@ -109,7 +109,7 @@ LINES = (
     Line("boxes:box_bounds", "middle - reach)", "middle - 0.5 * reach)", "mixed"),
     Line("boxes:box_bounds", "sign * bound(", "sign * 0.1 + sign * bound(", "mixed"),
     Line("boxes:BoxProof._bounds", "(boxes.lower > boxes.upper).any(1)", "(boxes.lower > boxes.upper - 0.1).any(1)", "twins"),
-    Line("boxes:BoxProof.unproved", "left = np.nonzero((boxes.open & ~(best > 0)).any(1))[0]",
+    Line("boxes:BoxProof._unproved", "left = np.nonzero((boxes.open & ~(best > 0)).any(1))[0]",
          "left = np.nonzero((boxes.open & ~(best > 0)).any(1))[0][1:]", "twins"),
     Line(C + "Case._narrow", "upper[k] = min(upper[k], -value)", "upper[k] = min(upper[k], -value - 0.3)", "twins"),
     Line(C + "Case._narrow", "lower[k] = max(lower[k], value)", "lower[k] = max(lower[k], value + 0.3)", "twins"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -62,7 +63,7 @@ def _bytes_of(path: str | Path) -> bytes:
     most = MOST_BYTES
     try:
         with open(path, "rb") as file:
-            data = file.read(most + 1)
+            data = file.read(min(most, os.fstat(file.fileno()).st_size or most) + 1)  # room is made for as much as is asked for
         if data[:2] == b"\x1f\x8b":
             most = min(most, max(SMALL_BYTES, MOST_UNPACKING * len(data)))
             with gzip.GzipFile(fileobj=BytesIO(data)) as packed:

@@ -43,7 +43,7 @@ def read_model_bytes(path: str | Path) -> bytes:
         raise ModelError(f"{path} is a folder: give the .onnx file in it.")
     try:
         with open(path, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(min(MOST_BYTES, os.fstat(file.fileno()).st_size or MOST_BYTES) + 1)  # room is made for as much as is asked for
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
     if len(data) > MOST_BYTES:
@@ -177,7 +177,7 @@ def _beside(path: Path, name: str, room: int) -> bytes:
         with open(where, "rb", opener=_unlinked) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ModelError(f"{missing} is no file.")
-            data = file.read(max(room, 0) + 1)
+            data = file.read(min(max(room, 0), os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
         raise ModelError(f"{missing} cannot be read: {error.strerror or error}.") from None
     if len(data) > room:

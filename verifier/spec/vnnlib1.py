@@ -11,6 +11,7 @@ import gzip
 import io
 import itertools
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -174,7 +175,7 @@ def _text_of(path: Path) -> str:
         raise SpecError(f"{path} is a folder, not a property: give the path of a .vnnlib file.")
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(min(MAX_BYTES, os.fstat(file.fileno()).st_size or MAX_BYTES) + 1)  # room is made for as much as is asked for
         most = MAX_BYTES
         if data[:2] == b"\x1f\x8b":
             most = min(MAX_BYTES, max(SMALL_BYTES, MAX_UNPACKING * len(data)))
