@@ -247,9 +247,11 @@ def _pad(node: OnnxNode) -> Arrays | None:
 def _resize(node: OnnxNode) -> Arrays | None:
     """The nearest values, as for what depends on the input."""
     x = known(node, 0)
+    scales, sizes = targets(node, x.shape)
+    if 0 in sizes:
+        raise UnsupportedError(f"a constant of shape {sizes}, which holds no value")
     if node.attributes.get("mode", "nearest") != "nearest":
         return None
-    scales, sizes = targets(node, x.shape)
     for axis, (scale, size) in enumerate(zip(scales, sizes)):
         x = x if sizes == known(node, 0).shape else np.take(x, nearest_indices(node, x.shape[axis], size, scale), axis)
     return (x,)
