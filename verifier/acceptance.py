@@ -49,26 +49,34 @@ class Acceptance:
         return Reason.REFUSED, f"A proof was found, but the checker does not accept it: {self.lacks or 'the search found no other in time.'}"
 
 
-def demand(search: Search, gate: CaseGate, claim: str, begin_s: float, seed: int) -> None:
+def demand(search: Search, gate: CaseGate, table: Table, claim: str, times_s: tuple[float, float], seed: int) -> None:
     """Asks the search for bounds above what errors take in the arithmetic of `claim`; marks it weak where some sampled point is below that.
+
+    That is what the checker's bound over the whole region is below the search's own, by the same multipliers; and no less than its errors there.
 
     Args:
         search: its root is open.
         gate: the checker at the search's case.
+        table: the neurons that the gate's CASE lists.
         claim: not the reals.
-        begin_s: when the work on the case began, on the monotonic clock.
+        times_s: when the work on the case began and when it has to end, on the monotonic clock.
         seed: of the sample.
     """
     try:
-        lost = gate.prepared(claim).lost()
+        lost, roots = gate.prepared(claim).lost(), gate.tried(proof_records(table, search), claim).failures()
     except UnsupportedError:  # the proof will meet it again, and say so
         return
     problem = search.problem
-    margin = torch.as_tensor(DEMANDED * lost, dtype=problem.margin.dtype, device=problem.margin.device)
-    if bool(torch.isfinite(margin).all()) and bool((_sampled(problem, seed) > margin).all()):
-        search.demand(margin, begin_s)
-    else:
+    least = torch.as_tensor(DEMANDED * lost, dtype=problem.margin.dtype, device=problem.margin.device)
+    if not bool(torch.isfinite(least).all() and (sampled := _sampled(problem, seed)).gt(least).all()):
         search.weak = True
+        return
+    margin, own = least.clone(), search.log.lower()
+    for failure in roots:
+        taken = DEMANDED * (float(own[search.log.root[failure.polytope]]) - failure.bound)
+        which = (problem.polytope == failure.polytope) & (sampled > taken)
+        margin[which] = margin[which].clamp(min=taken)
+    search.demand(margin, *times_s)
 
 
 def _sampled(problem: ReducedProblem, seed: int) -> Tensor:

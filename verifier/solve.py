@@ -34,6 +34,8 @@ from verifier.verdict import Counterexample, NeuronSplit, Reason, Status, Verdic
 GLANCE, GLANCE_S = AttackConfig(restarts=1, steps=10), 0.2
 """A look at few-input problems before anything is bounded: their samples cover the region, and their root can be dear."""
 QUICK = AttackConfig(restarts=2, steps=20)
+SLICE_S = 0.5
+"""Branch and bound of many searches goes on for so long before the proofs that it has found are checked."""
 SMALL_NETWORK = 50_000
 """Neurons up to which a problem with few inputs is solved in double precision: its boxes become so small that float32 rounding decides."""
 
@@ -113,6 +115,7 @@ class _Job:
     found: Counterexample | None = None
     found_by: str = ""
     refused: set[Reason] = field(default_factory=set)
+    asked: bool = False
     seconds: float = 0.0
     unstable: int | None = None
     root: float | None = None
@@ -248,8 +251,7 @@ class _Run:
             if job.open and not self._shut(job):
                 with _timed([job]), _resources(job):
                     climb = Climb(self.config.bab, self._oracle(), Deadline.after(self._left_s(job)), self.listener)
-                    if self.claims[0] != REAL:
-                        demand(job.search, self._checker(job, climb.deadline), self.claims[0], time.monotonic() - job.seconds, self.config.seed)
+                    self._demand(job, climb.deadline.at_s)
                     job.outcome = solve_problem(job.search, climb)
         if self.config.attack:
             self._attack([job for job in open_jobs if job.open and not self._shut(job)], self.config.attack)
@@ -257,13 +259,34 @@ class _Run:
             self._certify(job)
             job.search = None
 
+    def _demand(self, job: _Job, end_s: float) -> None:
+        """Asks the job's search once for the margin that errors take; the work ends at `end_s`."""
+        search = job.search
+        if self.claims[0] != REAL and not job.asked:
+            job.asked, times_s = True, (time.monotonic() - job.seconds, end_s)
+            checker, table = self._checker(job, Deadline.after(self._left_s(job))), Table.of(self.graph, job.problem.neuron)
+            demand(search, checker, table, self.claims[0], times_s, self.config.seed)
+        elif search.least is not None:
+            search.least = replace(search.least, end_s=end_s)
+
     def _turn(self, jobs: list[_Job]) -> None:
-        """A second of branch and bound for each of the jobs, all in one frontier."""
-        with _timed(jobs), _resources(*jobs):
-            seconds = min(min(self._left_s(job) for job in jobs), 1.0) * len(jobs)
-            advance([job.search for job in jobs], self.config.bab, self._oracle(), Deadline.after(seconds), self.listener)
+        """Up to a second for each of the jobs, which they share: branch and bound for all in one frontier, and the checker for what it proves."""
+        each_s = min(min(self._left_s(job) for job in jobs), 1.0)
+        deadline = Deadline.after(each_s * len(jobs))
         for job in jobs:
-            job.outcome = outcome_of(job.search, "beta-CROWN")
+            with _timed([job]), _resources(job):
+                self._demand(job, deadline.at_s)
+        spent = {job.search.key: 0.0 for job in jobs}
+        try:
+            while not deadline.expired() and (left := [job for job in jobs if job.open]):
+                with _resources(*left):
+                    advance([job.search for job in left], self.config.bab, self._oracle(), deadline.sooner(SLICE_S), self.listener, spent)
+                for job in left:
+                    job.outcome = outcome_of(job.search, "beta-CROWN")
+                    self._certify(job)
+        finally:
+            for job, seconds in zip(jobs, shared_s(list(spent.values()), each_s)):
+                job.seconds += seconds
 
     def _attack(self, jobs: list[_Job], config: AttackConfig, limit_s: float = math.inf) -> None:
         if not jobs:
@@ -348,6 +371,13 @@ class _Run:
             if any(reason in job.refused for job in jobs):
                 return reason, sentence
         return Reason.INCOMPLETE, "Splitting came to its end: what is open is thinner than the arithmetic resolves."
+
+
+def shared_s(spent: Sequence[float], most_s: float) -> list[float]:
+    """What each of several is charged that have spent this time of a common purse: what is beyond `most_s` is taken from what others left over."""
+    over, room = sum(max(0.0, s - most_s) for s in spent), [max(0.0, most_s - s) for s in spent]
+    share = min(1.0, over / sum(room)) if over else 0.0
+    return [min(s, most_s) + share * r for s, r in zip(spent, room)]
 
 
 @contextmanager

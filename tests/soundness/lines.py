@@ -54,13 +54,15 @@ LINES = (
     # The runtime's roundings.
     Line(A + "gamma", "return k * u /", "return 0.5 * k * u /", "absorbed"),
     Line(A + "gamma", "return k * u /", "return 0.9 * k * u /", "absorbed"),
+    Line("affine:Affine.terms", "np.minimum(found,", "0.5 * np.minimum(found,", "absorbed"),
+    Line("affine:Affine.terms", "(np.asarray(constant) != 0)", "(np.asarray(constant) > 0)", "absorbed"),
     Line(A + "Runtime.room", "gamma(k + EXTRA, self.u)", "gamma(k, self.u)", "absorbed"),
     Line(A + "Runtime.room", "(k + EXTRA) * self.least", "0.0 * self.least", "tiny"),
     Line(A + "Runtime.room", "(k + EXTRA) * self.least", "self.least * 2.0**-30", "tiny"),
     Line(A + "Runtime.room", "relative * terms + absolute", "relative * 0 * terms + absolute", "absorbed"),
-    Line(R + "_affine", "most + terms)", "most + 0 * terms)", "absorbed"),
-    Line(R + "_affine", "self.computed(value, k, most)", "value", "absorbed"),
-    Line(R + "_affine", "self.computed(value, k, most)", "self.computed(value, 1, most)", "absorbed"),
+    Line(R + "_affine", "most + terms)))", "most + 0 * terms)))", "absorbed"),
+    Line(R + "_affine", "self.computed(value, there, value.most)", "value", "absorbed"),
+    Line(R + "_affine", "self.computed(value, there, value.most)", "self.computed(value, 1, value.most)", "absorbed"),
     Line(R + "_affine", "error=self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * most)", "error=0 * error", "absorbed"),
     Line(R + "_affine", "columns[0] += shift", "pass", "twins"),
     Line(R + "_affine", "[np.stack(value[1:]) for value in inputs]", "[np.stack(value[1:]) * np.array([0.0, 1.0, 1.0])"

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import verifier
-from tests.mlp import Mlp, near_truth, random_mlp
+from tests.mlp import Mlp, near_truth, random_mlp, shifted
 from tests.small_models import IN_UNIT, absolute_value, vnnlib
 from verifier.acceptance import demand
 from verifier.bab import driver
 from verifier.bab.budget import Deadline
-from verifier.bab.driver import Oracle, Search, advance, start
+from verifier.bab.driver import Least, Oracle, Search, advance, start
 from verifier.bab.input_split import InputSplitConfig, advance_boxes, input_search
 from verifier.bab.log import LEAF
 from verifier.certificate.boxes import BoxProof
@@ -114,11 +114,45 @@ def test_bounds_exceed_what_is_demanded(margin: float, weak: bool, monkeypatch: 
     mlp = random_mlp(2, (3, 8, 7, 2))
     search = Search(0, build(mlp.graph().to("cpu", torch.float64), near_truth(mlp, 2, 0.02)))
     start(search, Effort(0))
-    search.demand(torch.full_like(search.problem.margin, margin), time.monotonic())
+    search.demand(torch.full_like(search.problem.margin, margin), time.monotonic(), time.monotonic() + 600)
     advance([search], BabConfig(batch=4, steps=1), Oracle(lambda *offered: False, leaf_answer), Deadline.after(60))
     assert search.proved and search.weak is weak
     closed = search.log.lower()[search.log.tree.arrays()[0] == LEAF]
     assert closed.min() > (0 if weak else margin)
+
+
+def test_what_is_closed_within_a_demanded_margin_is_open_again() -> None:
+    mlp = random_mlp(2, (3, 8, 7, 2))
+    (polytope,) = near_truth(mlp, 2, 0.02).polytopes
+    far = replace(near_truth(mlp, 2, 0.02), polytopes=(polytope, shifted(polytope, -9.0), shifted(polytope, -99.0)))
+    search = Search(0, build(mlp.graph().to("cpu", torch.float64), far))
+    start(search, Effort(0))
+    assert search.frontier.open.row.tolist() == [0]
+    search.demand(torch.full_like(search.problem.margin, 20.0), time.monotonic(), time.monotonic() + 600)
+    assert sorted(search.frontier.open.row.tolist()) == [0, 1]
+    assert sorted(search.frontier.open.id.tolist()) == [search.log.root[0], search.log.root[1]]
+
+
+def test_patience_ends_before_the_time_does() -> None:
+    """A third of what is left at most, whatever the work has taken."""
+    least = Least(torch.zeros(1), 0.0, 60.0)
+    assert [least.patience_s(now) for now in (0.0, 20.0, 50.0, 60.0)] == pytest.approx([0.5, 5.0, 3.0, 0.0])
+
+
+def test_what_the_checkers_bounds_lose_is_demanded() -> None:
+    """Intervals of neurons that errors widen cost a bound more than its own errors: the margin covers that too."""
+    mlp = random_mlp(4, (4, 24, 24, 24, 24, 2))
+    least = mlp(np.random.default_rng(0).uniform(-1, 1, (1000, 4)))[:, 0].min()
+    case = Case(-np.ones(4), np.ones(4), (Polytope(np.array([[1.0, 0.0]]), np.array([least - 0.05])),))
+    graph, problem = single(mlp), build(mlp.graph().to("cpu", torch.float64), case)
+    search, table = Search(0, problem), Table.of(graph, problem.neuron)
+    start(search, Effort(5))
+    gate = CaseGate(Gate(graph, Spec((case,), 4, 2)), 0, case_record(case, table, 2, "float32"), Deadline.after(60))
+    (failure,) = gate.tried(proof_records(table, search), "float32").failures()
+    demand(search, gate, table, "float32", (time.monotonic(), time.monotonic() + 600), 0)
+    lost, taken = float(gate.prepared("float32").lost()[0]), float(search.log.lower()[0]) - failure.bound
+    assert taken > lost > 0 and not search.weak and gate.accepted is None
+    assert float(search.problem.margin[0]) == pytest.approx(1.1 * taken)
 
 
 def test_a_margin_that_no_bound_can_reach_is_not_asked_for() -> None:
@@ -127,8 +161,9 @@ def test_a_margin_that_no_bound_can_reach_is_not_asked_for() -> None:
     problem = build(graph.to("cpu", torch.float64), HALF.cases[0])
     search = Search(0, problem)
     start(search, Effort(0))
-    gate = CaseGate(Gate(graph, HALF), 0, case_record(HALF.cases[0], Table.of(graph, problem.neuron), 1, "float32"), Deadline.after(20))
-    demand(search, gate, "float32", 0.0, 0)
+    table = Table.of(graph, problem.neuron)
+    gate = CaseGate(Gate(graph, HALF), 0, case_record(HALF.cases[0], table, 1, "float32"), Deadline.after(20))
+    demand(search, gate, table, "float32", (0.0, 600.0), 0)
     assert search.weak and search.least is None
 
 

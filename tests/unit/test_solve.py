@@ -17,9 +17,13 @@ from tests import mlp as nets
 from tests.mlp import Mlp, near_truth, random_mlp
 from tests.small_models import absolute_value, dense_relu, vnnlib
 from verifier.attack import confirm as gate
+from verifier.bab.driver import Search, start
 from verifier.config import AttackConfig, BabConfig, Config
 from verifier.errors import VerifierError
 from verifier.graph.ir import Graph, Node
+from verifier.reduced.bound import Effort
+from verifier.reduced.build import build
+from verifier.solve import shared_s
 from verifier.spec.spec import Ball, Case, Polytope, Spec
 from verifier.verdict import Reason, Status, Verdict
 
@@ -374,6 +378,29 @@ def test_each_of_many_properties_has_its_own_time() -> None:
     verdicts = verifier.verify_many(mlp.graph(), [easy, spec, easy, spec, easy], Config(timeout_s=1.0, attack=None))
     assert time.monotonic() - begin < 2 * 1.0 + 4
     assert [v.status for v in verdicts] == [Status.VERIFIED, Status.UNKNOWN, Status.VERIFIED, Status.UNKNOWN, Status.VERIFIED]
+
+
+def test_what_is_proved_among_what_is_not_has_time_for_its_check() -> None:
+    """Properties that take some splits, beside some that use up all their time: the checker has accepted the former nevertheless."""
+    mlp, spec = hard()
+    narrow, (polytope,) = replace(spec.cases[0], lower=-np.full(40, 0.06), upper=np.full(40, 0.06)), spec.cases[0].polytopes
+    search = Search(0, build(mlp.graph().to("cpu", torch.float64), narrow))
+    start(search, Effort(20))
+    root = float(search.floor[0])
+    least = nets.margin(polytope, *(lambda x: (x, mlp(x)))(np.random.default_rng(0).choice([-0.06, 0.06], (5000, 40)))).min()
+    assert root < least
+    splits = Spec((replace(narrow, polytopes=(nets.shifted(polytope, root + 0.2 * (least - root)),)),), 40, 2)
+    verdicts = verifier.verify_many(mlp.graph(), [spec, splits, spec, splits, spec, spec, spec, spec], Config(timeout_s=1.0, attack=None))
+    assert all(v.status is Status.VERIFIED and v.domains > 1 and v.seconds < 1.5 for v in (verdicts[1], verdicts[3]))
+    assert {v.reason for k, v in enumerate(verdicts) if k not in (1, 3)} == {Reason.TIMEOUT}
+
+
+@pytest.mark.parametrize(
+    ("spent", "charged"), [([0.2, 0.5], [0.2, 0.5]), ([0.0, 1.5, 1.5], [1.0, 1.0, 1.0]), ([0.2, 0.6, 1.6], [0.6, 0.8, 1.0]), ([1.0], [1.0]), ([], [])]
+)
+def test_a_common_purse_is_charged_in_full(spent: list[float], charged: list[float]) -> None:
+    """Nobody pays more than a second, and together what was spent."""
+    assert shared_s(spent, 1.0) == pytest.approx(charged)
 
 
 @both

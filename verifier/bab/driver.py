@@ -47,19 +47,25 @@ class LeafAnswer:
     proof: tuple[np.ndarray, np.ndarray] | None = None
 
 
-PATIENCE_SHARE, PATIENCE_S = 0.5, 0.5
-"""Of the time that a problem has taken, and at least so many seconds: what its larger margin may take once the smaller one is reached everywhere."""
+PATIENCE_SHARE, PATIENCE_S, PATIENCE_LEFT = 0.25, 0.5, 0.3
+"""Of the time that a problem has taken, and at least so many seconds: what its larger margin may take once the smaller one is reached everywhere; of
+
+the time that is left, what it may take at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Least:
-    """What will do: rows above `margin (S,)` are proved in a weaker sense than those above the problem's own margin; `begin_s`: when work began."""
+    """What will do: rows above `margin (S,)` are proved in a weaker sense than those above the problem's own margin.
+
+    `begin_s`, `end_s`: when work began, and when it has to end, on the monotonic clock.
+    """
 
     margin: Tensor
     begin_s: float
+    end_s: float
 
     def patience_s(self, now_s: float) -> float:
-        return max(PATIENCE_S, PATIENCE_SHARE * (now_s - self.begin_s))
+        return min(max(PATIENCE_S, PATIENCE_SHARE * (now_s - self.begin_s)), PATIENCE_LEFT * (self.end_s - now_s))
 
 
 @dataclass(slots=True)
@@ -105,10 +111,11 @@ class Search:
     def lower_bound(self) -> float | None:
         return self.frontier.minimum()
 
-    def demand(self, margin: Tensor, begin_s: float) -> None:
-        """Rows must exceed `margin (S,)` from now on, but the one that they had will do after a while."""
-        self.least = Least(self.problem.margin, begin_s)
+    def demand(self, margin: Tensor, begin_s: float, end_s: float) -> None:
+        """Rows must exceed `margin (S,)` from now on, but the one that they had will do after a while; what is closed within it is open again."""
+        self.least = Least(self.problem.margin, begin_s, end_s)
         self.problem = replace(self.problem, margin=torch.maximum(self.problem.margin, margin))
+        self._open_again(self.log.within(self.problem.margin))
 
     def content(self, now_s: float) -> None:
         """Closes what is open, where the smaller margin is reached everywhere and the patience for the larger one is at its end."""
@@ -138,8 +145,10 @@ class Search:
             self.stuck = True
             return
         self.problem, margin = raised(self.problem, self.problem.polytope == polytope, 1.5 * lacked)
-        opened = self.log.reopen(polytope, leaf, margin)
-        if len(self.frontier):  # what an earlier call has opened is there already
+        self._open_again(self.log.reopen(polytope, leaf, margin))
+
+    def _open_again(self, opened: DomainBatch) -> None:
+        if len(self.frontier):  # what is open already
             opened = opened.take((~torch.isin(opened.id, self.frontier.open.id)).nonzero().squeeze(-1))
         if len(opened):
             self.frontier.push(opened)
@@ -196,8 +205,14 @@ def row_bounds(single: Stack, row: Tensor, effort: Effort) -> tuple[Tensor, Mult
     return optimise(single, rows, domains, begin, effort, problem.margin[row])
 
 
-def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener = silent) -> None:
-    """Rounds until every search is decided or the deadline is reached; what is open then stays in the frontiers."""
+def advance(
+    searches: list[Search], config: BabConfig, oracle: Oracle, deadline: Deadline, listener: Listener = silent,
+    spent: dict[int, float] | None = None,
+) -> None:
+    """Rounds until every search is decided or the deadline is reached; what is open then stays in the frontiers.
+
+    `spent`: by a search's key, seconds, to which what it takes is added, a round's in equal parts.
+    """
     begin, size, cache = time.monotonic(), config.batch, {}
     while not deadline.expired():
         active = [s for s in searches if not s.decided]
@@ -211,6 +226,8 @@ def advance(searches: list[Search], config: BabConfig, oracle: Oracle, deadline:
             cache[key] = with_fast_inputs(stack([s.problem for s in group]))
         _round(group, cache[key], config, size, oracle, deadline)
         took = time.monotonic() - tick
+        if spent is not None:
+            spent.update({s.key: spent.get(s.key, 0.0) + took / len(group) for s in group})
         size = max(8, size // 2) if took > 0.8 else min(config.batch, 2 * size) if took < 0.3 else size
         lowest = [b for b in (s.lower_bound() for s in active) if b is not None]
         left, closed = sum(len(s.frontier) for s in active), sum(s.closed for s in searches)

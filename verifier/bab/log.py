@@ -245,9 +245,20 @@ class Log:
         again = self.lower()[leaves] <= margin
         again[leaf] = True
         batch = self.domains(leaves[again])
+        self._forget(batch)
+        return replace(batch, lower=batch.lower.clamp(max=0.0))
+
+    def within(self, margin: Tensor) -> DomainBatch:
+        """The leaves that were closed with no more than their row's `margin (S,)`, as open domains."""
+        leaves = walk(self.tree, list(self.root.values())).leaf
+        batch = self.domains(leaves[np.isfinite(self.lower()[leaves])])
+        batch = batch.take((batch.lower <= margin[batch.row]).nonzero().squeeze(-1))
+        self._forget(batch)
+        return batch
+
+    def _forget(self, batch: DomainBatch) -> None:
         for name in batch.id.tolist():
             self.programs.pop(name, None)
-        return replace(batch, lower=batch.lower.clamp(max=0.0))
 
 
 def outline(problem: ReducedProblem) -> ReducedProblem:

@@ -66,6 +66,14 @@ class Affine:
             return prod(shape[axis] for axis in a["axes"])
         return 1 if self.node.op in ("Scale", "Add", "Sub") else 0
 
+    def terms(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """How many of an output's products are not zero for certain, where `inputs`, one of each, hold 1 for what may be no zero and else 0.
+
+        A product of a zero is zero in every arithmetic, and adding it rounds nothing.
+        """
+        found = _MAPS[self.node.op](self.node, [part[None] for part in inputs], lambda constant: (np.asarray(constant) != 0) * 1.0)[0]
+        return np.minimum(found, self.products(inputs[0].shape))
+
 
 @dataclass(slots=True)
 class Fused:
@@ -181,13 +189,12 @@ def windows(
     strides, dilations = steps_of(node, len(kernel))
     outputs = node.shape[2:] if outputs is None else outputs
     reach = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(outputs, strides, kernel, dilations, strict=True)]
-    for axis, (front, size) in enumerate(zip(before, reach, strict=True), 2):
-        if front < 0:
-            value, front = np.moveaxis(np.moveaxis(value, axis, 0)[-front:], 0, axis), 0
-        value = np.moveaxis(np.moveaxis(value, axis, 0)[:max(0, size - front)], 0, axis)
-        width = [(0, 0)] * value.ndim
-        width[axis] = (front, size - front - value.shape[axis])
-        value = np.pad(value, width, constant_values=fill) if any(width[axis]) else value
+    taken = [slice(max(0, -front), max(0, size - front)) for front, size in zip(before, reach, strict=True)]
+    value = value[(..., *taken)]
+    if value.shape[2:] != tuple(reach):
+        padded = np.full((*value.shape[:2], *reach), fill, value.dtype)
+        padded[(..., *(slice(max(0, front), max(0, front) + size) for front, size in zip(before, value.shape[2:])))] = value
+        value = padded
     steps = (*value.strides[:2], *(v * d for v, d in zip(value.strides[2:], dilations)), *(v * s for v, s in zip(value.strides[2:], strides)))
     return np.lib.stride_tricks.as_strided(value, (*value.shape[:2], *kernel, *outputs), steps, writeable=False)
 

@@ -23,14 +23,14 @@ LONGEST = 2**20
 """Most products in one sum."""
 
 
-def gamma(k: int, u: float) -> float:
-    """k u / (1 - k u), rounded up.
+def gamma(k: int | np.ndarray, u: float) -> float | np.ndarray:
+    """k u / (1 - k u), rounded up, for one k or several.
 
     Raises:
         UnsupportedError: the sum is so long that the bound on its rounding means little.
     """
-    if k * u > 2.0**-4:
-        raise UnsupportedError(f"A sum of {k:,} products is too long for arithmetic with unit roundoff {u:.3g}: its rounding is not bounded.")
+    if (most := int(np.max(k, initial=0))) * u > 2.0**-4:
+        raise UnsupportedError(f"A sum of {most:,} products is too long for arithmetic with unit roundoff {u:.3g}: its rounding is not bounded.")
     return k * u / (1 - k * u) * (1 + 2.0**-40)
 
 
@@ -114,12 +114,12 @@ class Runtime:
     largest: float = LARGEST
     transcendental: float = 2.0**-20
 
-    def room(self, k: int, terms: np.ndarray, arithmetic: Arithmetic, reach: Any = 0) -> np.ndarray:
-        """|computed - exact| of sums of k products whose absolute values sum to `terms`.
+    def room(self, k: int | np.ndarray, terms: np.ndarray, arithmetic: Arithmetic, reach: Any = 0) -> np.ndarray:
+        """|computed - exact| of sums of k products, as many in all or in each, whose absolute values sum to `terms`.
 
         A factor that a runtime makes itself, as it fuses a scale into weights, may underflow: what it multiplies is at most `reach`.
         """
-        relative, absolute = arithmetic.array([gamma(k + EXTRA, self.u), (k + EXTRA) * self.least])
+        relative, absolute = arithmetic.array(gamma(k + EXTRA, self.u)), arithmetic.array((k + EXTRA) * self.least)
         return arithmetic.up(relative * terms + absolute * (1 + reach))
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from verifier.certificate.bound import CHUNK, DEFAULT, RELU, Multipliers, Problem, Rows, activation, bound, center_and_radius, eliminate, recipe
 
-TOGETHER = 64
+TOGETHER = 256
 """Most boxes that are bounded with one problem."""
 PIECES = 8
 """Parts of a subtree that are narrowed at once."""
 DEEPEST = 12
 """Halvings that one box of a certificate may need."""
-MOST_OPEN, MOST_LACKING = 128, 64
+MOST_OPEN, MOST_LACKING = 512, 64
 """Parts of a group that may be open at once before it is given up; boxes of a certificate that are not proved, after which no more are halved."""
 SPARED, HALVED = 64, 32
 """Parts, in all and for each box, that halving may make of the boxes that are begun with: a proof that needs many more is to be found by a search."""
@@ -228,4 +228,4 @@ def lost(problem: Problem, nu: np.ndarray) -> np.ndarray:
 
 def _together(problem: Problem) -> int:
     """How many boxes are bounded with one problem: the fewer, the more neurons narrowing it may settle."""
-    return TOGETHER if len(problem.b) <= 64 else 16 if len(problem.b) <= 256 else 2
+    return TOGETHER if len(problem.b) <= 100 else 16 if len(problem.b) <= 256 else 2

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -184,7 +183,7 @@ class Case:
         anew = self._anew if self.runtime and isinstance(self.arithmetic, Rounded) else None
         failed: dict[int, dict[int, Lacking]] = {}
         leaves, begin = walk(record, 1, n_in, -1), 0
-        while part := [splits(path) for _, _, path in islice(leaves, 8 * TOGETHER)]:
+        while part := [splits(path) for _, _, path in islice(leaves, 16 * TOGETHER)]:
             tick()
             if not polytopes:
                 continue  # the tree is read, and proves nothing more
@@ -196,11 +195,12 @@ class Case:
             boxes = Boxes.leaves((lower, upper), begin, shared(part), len(polytopes), own).take(np.array(fresh, int))
             deepest = boxes_at_work.DEEPEST if max(map(len, failed.values()), default=0) < boxes_at_work.MOST_LACKING else 0
             proof = BoxProof(polytopes, anew, tick, deepest)
-            pieces, left = list(boxes.subtrees(max(1, min(TOGETHER, len(part) // 8)))) if fresh else [], set()
-            for found in spread(partial(proof.unproved, self.problem), pieces):
-                for lacking in found:
-                    failed.setdefault(lacking.polytope, {}).setdefault(lacking.leaf, lacking)
-                    left.add(lacking.leaf - begin)
+            left = set()
+            with np.errstate(all="ignore"):  # what overflows becomes NaN or infinite, and proves nothing
+                found = proof.unproved(self.problem, boxes) if fresh else []
+            for lacking in found:
+                failed.setdefault(lacking.polytope, {}).setdefault(lacking.leaf, lacking)
+                left.add(lacking.leaf - begin)
             self.known.update(names[k] for k in fresh if k not in left)
             begin += len(part)
         self.leaves += begin

@@ -145,10 +145,8 @@ class CaseGate:
             OutOfTime: the deadline came first.
             UnsupportedError: the checker cannot follow the network, or the proof states another case than the one that was asked.
         """
-        case = copy(self.prepared(arithmetic))
-        case.open, case.known = dict(case.open), self._known_in(arithmetic)
         file = tempfile.SpooledTemporaryFile(2**24) if self.gate.wanted is not None else None  # noqa: SIM115  (kept, or closed below)
-        case.run(records if file is None else _copied([self._named(arithmetic)], records, file), self._in_time)
+        case = self.tried(records if file is None else _copied([self._named(arithmetic)], records, file), arithmetic)
         failures = case.failures()
         if not failures:
             if not states_case(case, self.gate.spec.cases[self.number], self.gate.network.input_type):
@@ -158,6 +156,13 @@ class CaseGate:
         if file is not None:
             file.close()
         return failures
+
+    def tried(self, records: Iterable[Record], arithmetic: str) -> Case:
+        """The checker's case after the records: nothing is accepted by that."""
+        case = copy(self.prepared(arithmetic))
+        case.open, case.known = dict(case.open), self._known_in(arithmetic)
+        case.run(records, self._in_time)
+        return case
 
     def _known_in(self, arithmetic: str) -> set[tuple]:
         """Boxes that earlier proofs of this case have closed in this arithmetic, or in floats, which cover the reals; for a file all are new."""

@@ -129,7 +129,8 @@ class _Pass:
         off = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0) * size
         if self.fused is not None:
             more = self.fused.room(affine, [value.most for value in inputs], affine.shift_terms(), self.largest)
-            off = up(off + self.runtime.room(k, size, self.arithmetic) + (0 if more is None else more))
+            summed = np.stack([affine.terms(list(sizes)) for sizes in zip(*((value.most != 0) * 1.0 for value in inputs))])
+            off = up(off + self.runtime.room(summed, size, self.arithmetic) + (0 if more is None else more))
         middle = affine.linear(middles) + affine.shift()
         radius = up(affine.absolute(radii) + off + self._sum(k, size))
         found = Range(middle - radius - self._sum(1, size), middle + radius + self._sum(1, size), off, size)

@@ -160,21 +160,21 @@ class _Builder:
         if np.any(shift != 0):
             columns[0] += shift  # no view of the input: operations that only move values have no shift
         error, size, most = affine.absolute([np.stack(value[1:]) for value in inputs])
-        error, size, most = (self.arithmetic.up(part) for part in (error, size + terms, most + terms))
-        value = Value(columns, error, size, most)
         if k == 0:
             if self.fused is not None:
                 self.fused.moved(affine)
-            return value
+            return Value(columns, error, size + terms, most + terms)
+        value = Value(columns, *(self.arithmetic.up(part) for part in (error, size + terms, most + terms)))
         read = self.arithmetic.array(2.0**-48 if affine.is_rounded() else 0.0)
         value = value._replace(error=self.arithmetic.up(error + self.arithmetic.room(k + EXTRA_TERMS, size) + read * most))
         if self.runtime and node.op in ("AveragePool", "ReduceMean"):
             self.check(value, node, k)
-        value = self.computed(value, k, most)
+        there = affine.terms([(own.most != 0) * 1.0 for own in inputs])
+        value = self.computed(value, there, value.most)
         more = None if self.fused is None else self.fused.room(affine, [own.most[None] for own in inputs], terms, self.largest)
         return value if more is None else self.off(value, np.broadcast_to(more, (1, *value.most.shape))[0])
 
-    def computed(self, value: Value, k: int, terms: np.ndarray) -> Value:
+    def computed(self, value: Value, k: int | np.ndarray, terms: np.ndarray) -> Value:
         """`value` off by what the runtime rounds in sums of k products, of absolute values `terms` in all."""
         return value if self.runtime is None else self.off(value, self.runtime.room(k, terms, self.arithmetic))
 
@@ -243,8 +243,9 @@ class _Builder:
         few = self.runtime and active.sum() <= (LARGE_LAYER_ERRORS if len(self.problem.free) <= FEW_INPUTS else LAYER_ERRORS)
         followed = few and value.error.sum() > NOTICEABLE * (upper - lower).sum()
         own, before = np.nonzero(active & (error > 0))[0] if followed else index[:0], len(value.columns)
-        columns = np.zeros((before + len(own) + len(index), len(lower)), value.columns.dtype)
+        columns = np.empty((before + len(own) + len(index), len(lower)), value.columns.dtype)
         np.multiply(value.columns, active, out=columns[:before])
+        columns[before:] = 0
         columns[np.arange(before, before + len(own)), own] = error[own]
         columns[np.arange(before + len(own), len(columns)), index] = 1
         size[own] = self.arithmetic.up(size[own] + error[own])
