@@ -376,8 +376,9 @@ class _Run:
 def shared_s(spent: Sequence[float], most_s: float) -> list[float]:
     """What each of several is charged that have spent this time of a common purse: what is beyond `most_s` is taken from what others left over."""
     over, room = sum(max(0.0, s - most_s) for s in spent), [max(0.0, most_s - s) for s in spent]
-    share = min(1.0, over / sum(room)) if over else 0.0
-    return [min(s, most_s) + share * r for s, r in zip(spent, room)]
+    if over >= sum(room):
+        return [sum(spent) / len(spent)] * len(spent) if spent else []
+    return [min(s, most_s) + r * over / sum(room) for s, r in zip(spent, room)]
 
 
 @contextmanager
