@@ -396,7 +396,11 @@ def test_what_is_proved_among_what_is_not_has_time_for_its_check() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spent", "charged"), [([0.2, 0.5], [0.2, 0.5]), ([0.0, 1.5, 1.5], [1.0, 1.0, 1.0]), ([0.2, 0.6, 1.6], [0.6, 0.8, 1.0]), ([1.0], [1.0]), ([1.1, 1.3], [1.2, 1.2]), ([], [])]
+    ("spent", "charged"),
+    [
+        ([0.2, 0.5], [0.2, 0.5]), ([0.0, 1.5, 1.5], [1.0, 1.0, 1.0]), ([0.2, 0.6, 1.6], [0.6, 0.8, 1.0]), ([1.0], [1.0]),
+        ([1.1, 1.3], [1.2, 1.2]), ([], []),
+    ],
 )
 def test_a_common_purse_is_charged_in_full(spent: list[float], charged: list[float]) -> None:
     """Nobody pays more than a second unless all are beyond it, and together what was spent."""
