@@ -65,7 +65,10 @@ def verify_many(
     graph: Graph, specs: Sequence[Spec], config: Config = Config(), listener: Listener = silent,
     certificates: Sequence[CertificateConfig | None] | None = None,
 ) -> list[Verdict]:
-    """One verdict for each property of one network, as of `verify`; `config.timeout_s` is the time for each property, `certificates` one for each."""
+    """One verdict for each property of one network, as of `verify`; `certificates`: one for each.
+
+    `config.timeout_s` is the time for each property; those that are searched together may use what others of them leave over.
+    """
     for spec in specs:
         _check_sizes(graph, spec)
     return _verdicts(_Run(graph, specs, config, listener, certificates or [None] * len(specs)))

@@ -15,16 +15,18 @@ from tests.cases import CASES
 from tests.cases import Case as Row
 from tests.unit.test_reduced_build import random_graph
 from verifier.bab.driver import row_bounds
-from verifier.certificate.arithmetic import Exact, Rounded
+from verifier.certificate.arithmetic import FLOAT32, Exact, Rounded, Runtime
 from verifier.certificate.bound import Block, Multipliers, Problem, Rows, bound, eliminate, proved, recipe
 from verifier.certificate.boxes import box_bounds, combined_bounds
+from verifier.certificate.reduce import reduce
 from verifier.certificate.smooth import smooth_minimum
+from verifier.errors import UnsupportedError
 from verifier.graph.execute import execute
-from verifier.graph.ir import Graph
+from verifier.graph.ir import Graph, Node
 from verifier.reduced.bound import Effort
 from verifier.reduced.build import build
 from verifier.reduced.problem import stack
-from verifier.spec.spec import Case
+from verifier.spec.spec import Case, Polytope
 
 every_row = pytest.mark.parametrize("row", CASES, ids=lambda row: row.name)
 PIECEWISE = [row for row in CASES if all(node.op not in ("Sigmoid", "Tanh") for node in row.graph.nodes)]
@@ -171,3 +173,16 @@ def test_ten_thousand_roundings_of_one_constant_are_counted() -> None:
     assert len(reduced.b) == 0
     assert Fraction(float(reduced.rows.b[0])) - Fraction(float(reduced.rows.slack[0])) <= true
     assert Fraction(float(reduced.rows.b[0])) != true
+
+
+@pytest.mark.parametrize("runtime", [None, FLOAT32])
+def test_inputs_too_large_to_account_for_are_refused(runtime: Runtime | None) -> None:
+    cut = {"axes": (1,), "starts": (0,), "ends": (1,), "steps": (1,)}
+    graph = Graph((Node("x", "Input", (), (1, 2)), Node("y", "Slice", ("x",), (1, 1), {}, cut)), "y")
+    for largest, refused in ((2.0**99, False), (2.0**101, True)):
+        case = Case(np.array([0.0, -largest]), np.array([1.0, largest / 2]), (Polytope(np.ones((1, 1)), np.zeros(1)),))
+        if refused:
+            with pytest.raises(UnsupportedError, match="Node 'x': its values may exceed"):
+                reduce(graph, c.statement_of(case), Rounded(), runtime)
+        else:
+            assert len(reduce(graph, c.statement_of(case), Rounded(), runtime).rows.b) == 1

@@ -78,6 +78,7 @@ def reduce(graph: Graph, statement: Statement, arithmetic: Arithmetic, runtime: 
     if isinstance(arithmetic, Exact) and (weights := sum(c.size for node in graph.nodes for c in node.constants.values())) > MOST_EXACT:
         raise UnsupportedError(f"The network has {weights:,} weights; rationals are for up to {MOST_EXACT:,}: check it without --exact.")
     builder = _Builder(statement, arithmetic, runtime)
+    builder.check(builder.source, graph.input)
     values = {graph.input.name: builder.source.view(*graph.input_shape)}
     last = {name: k for k, node in enumerate(graph.nodes) for name in node.inputs}
     for k, node in enumerate(graph.nodes[1:], 1):
