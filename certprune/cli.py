@@ -5,7 +5,6 @@ Exit code 0 when the work is done, 2 after bad input or a full disk with one sen
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -28,6 +27,7 @@ from certprune.options import (
     TrainOptions,
 )
 from verifier import VerifierError, takes
+from verifier.start import settle
 
 if TYPE_CHECKING:
     from certprune.checkpoint import Saved
@@ -294,8 +294,7 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    # Read when torch starts its threads: those that spin while they wait make a shared machine ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    settle()
     sys.exit(run(sys.argv[1:]))
 
 

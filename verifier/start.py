@@ -18,17 +18,22 @@ def main() -> None:
 
 
 def _work() -> int:
-    # Read when torch starts its threads: those that spin while they wait make a shared machine ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Read when numpy loads: the checker has its own two threads, and OpenBLAS's would wait for each other.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    keep_memory()
+    settle()
     from verifier.cli import run
 
     return run(sys.argv[1:])
 
 
-def keep_memory() -> None:
+def settle() -> None:
+    """What has to be said before numpy and torch load."""
+    # Read when torch starts its threads: those that spin while they wait make a shared machine ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read when numpy loads: the checker has its own two threads, and OpenBLAS's would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _keep_memory()
+
+
+def _keep_memory() -> None:
     """Large arrays come from memory that the process holds on to, where the C library is glibc: fresh pages cost more than sums in them do."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
